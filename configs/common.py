@@ -1,0 +1,146 @@
+"""The complete tree that every configuration starts from: the authors' settings for GLIP-T (reference 1.1).
+
+Each section is one frozen dataclass of the library (named beside it), which documents the fields. Rules of the house:
+every field is present with its final type; ordered things are tuples; `{root}` inside a source option is replaced by
+`data.root`; a config file changes values and never adds keys, so `--config.section.field=value` fails on a typo.
+"""
+
+from ml_collections import config_dict
+
+
+def parse_arg(arg: str | None, choices: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+  """'b,debug' -> ('b', {'debug': 'true'}): the family member, the first of `choices` when none is named, and switches.
+
+  Raises ValueError for a word that is neither a choice nor 'debug'.
+  """
+  words = [word for word in (arg or "").split(",") if word]
+  member = words.pop(0) if words and words[0] in choices else choices[0]
+  switches = {}
+  for word in words:
+    name, _, value = word.partition("=")
+    if name != "debug":
+      raise ValueError(f"{word!r} is not known after the colon; known: {', '.join(choices)} and 'debug'")
+    switches[name] = value or "true"
+  return member, switches
+
+
+def base() -> config_dict.ConfigDict:
+  """Unlocked; `--config` locks what `get_config` returns."""
+  c = config_dict.ConfigDict()
+
+  c.model = config_dict.ConfigDict()  # glipv2_jax.models.variants
+  c.model.variant = "glip_t"
+  c.model.compute_dtype = "bfloat16"
+  c.model.mask_padding = False
+  c.model.remat = ("fusion", "dyconv")
+
+  c.data = config_dict.ConfigDict()  # pipelines.build.DataConfig
+  c.data.root = ""
+  c.data.sources = config_dict.ConfigDict()  # name -> kind, weight and the options of that kind of source
+  c.data.tokenizer = "bert-base-uncased"
+  c.data.max_tokens = 256
+  c.data.canvases = landscape_and_portrait((480, 832), (560, 960), (640, 1088), (720, 1216), (800, 1344))
+  c.data.batch = 64
+  c.data.max_boxes = 100
+  c.data.flip = 0.5
+  c.data.swap_sides = True
+  c.data.workers = 8
+  c.data.seed = 0
+  c.data.skip_limit = 0.01
+
+  c.prompt = config_dict.ConfigDict()  # pipelines.prompts.PromptConfig
+  c.prompt.mode = "sample"
+  c.prompt.separator = ". "
+  c.prompt.prefix = ""
+  c.prompt.shuffle = True
+  c.prompt.random_negatives = 85
+  c.prompt.control_probabilities = (0.0, 0.0, 0.5, 0.0)
+  c.prompt.pack = 0
+
+  c.loss = config_dict.ConfigDict()  # glipv2_jax.losses.grounding.LossConfig
+  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, box=2.0, centerness=1.0))  # 0.0 removes a term
+  c.loss.background_token = True
+
+  c.optim = config_dict.ConfigDict()  # glipv2_jax.train.optim.OptimConfig
+  c.optim.lr = 1e-4
+  c.optim.schedule = "step"
+  c.optim.milestones = (0.67, 0.89)
+  c.optim.gamma = 0.1
+  c.optim.warmup_steps = 2000
+  c.optim.weight_decay = 1e-4
+  c.optim.clip_norm = 1.0
+  c.optim.ema_decay = 0.999
+  # (path pattern, learning-rate multiplier, weight-decay multiplier), first match wins (reference 1.2).
+  c.optim.rules = (
+    (r"text/.*bias.*", 0.2, 0.0),
+    (r"text/.*", 0.1, 1.0),
+    (r".*bias.*", 2.0, 0.0),
+    (r".*", 1.0, 1.0),
+  )
+  c.optim.frozen = ()
+
+  c.train = config_dict.ConfigDict()  # glipv2_jax.train.loop.TrainConfig
+  c.train.total_steps = 330_000
+  c.train.seed = 0
+  c.train.accumulate = 1  # microbatches per update
+  c.train.data = -1  # mesh: devices that only split the batch, -1 what is left
+  c.train.fsdp = 1  # mesh: devices that also split parameters and moments
+  c.train.log_every = 20
+  c.train.checkpoint_every = 2500
+  c.train.keep = 2
+  c.train.keep_every = config_dict.placeholder(int)
+  c.train.eval_every = config_dict.placeholder(int)
+  c.train.evaluate_ema = False
+  c.train.init_from = config_dict.placeholder(str)
+
+  c.eval = config_dict.ConfigDict()  # launch.experiment
+  c.eval.sources = config_dict.ConfigDict()  # name -> kind and options
+  c.eval.canvases = landscape_and_portrait((800, 1344))
+  c.eval.batch = 16
+  c.eval.workers = 4
+  c.eval.limit = config_dict.placeholder(int)
+  c.eval.per_prompt = config_dict.placeholder(int)
+
+  c.infer = config_dict.ConfigDict()  # glipv2_jax.infer.InferConfig
+  c.infer.threshold = 0.05
+  c.infer.pre_nms_top_n = 1000
+  c.infer.nms_iou = 0.6
+  c.infer.max_detections = 100
+  c.infer.aggregate = "mean"
+  return c
+
+
+def landscape_and_portrait(*canvases: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+  """Every canvas both ways. The defaults hold the authors' short sides 480..800 with long sides up to 1333 (6.8)."""
+  return tuple(size for height, width in canvases for size in ((height, width), (width, height)))
+
+
+def shapes(split: str, task: str, weight: float, size: tuple[int, int] = (128, 128)) -> config_dict.ConfigDict:
+  """An entry of `sources`: the embedded data set."""
+  return config_dict.ConfigDict(dict(kind="shapes", weight=weight, split=split, task=task, size=size))
+
+
+def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: a COCO-format json file and its image folder."""
+  return config_dict.ConfigDict(
+    dict(kind="coco_json", weight=weight, annotations=annotations, images=images, name=name)
+  )
+
+
+def small(c: config_dict.ConfigDict) -> None:
+  """Sizes of the demo network for a laptop CPU; the learning recipe is for training from scratch."""
+  c.model.variant = "demo"
+  c.model.compute_dtype = "float32"
+  c.model.remat = ()
+  c.data.tokenizer = "shapes"
+  c.data.max_tokens = 64
+  c.data.max_boxes = 32
+  c.data.workers = 0
+  c.prompt.random_negatives = 16
+  c.eval.workers = 0
+  c.loss.background_token = False  # a prompt that fills all tokens must not make its [SEP] stand for background
+  c.optim.schedule = "cosine"
+  c.optim.lr = 1e-3
+  c.optim.weight_decay = 0.01
+  # From scratch nothing is pre-trained, so the text encoder learns at the full rate.
+  c.optim.rules = ((r".*bias.*", 1.0, 0.0), (r".*", 1.0, 1.0))

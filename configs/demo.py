@@ -1,0 +1,36 @@
+"""The demo: a network of a few million parameters on the embedded `shapes` data, from scratch on a laptop CPU.
+
+  make demo
+  glipv2 train --config=configs/demo.py --workdir=runs/demo
+
+Half of the batches' rows are detection prompts ("red circle. blue star. ..."), half are captions with grounded phrases.
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+  _, switches = common.parse_arg(arg, ("demo",))
+  c = common.base()
+  common.small(c)
+  c.data.sources.detection = common.shapes("train", "detection", 0.5)
+  c.data.sources.grounding = common.shapes("train", "grounding", 0.5)
+  c.data.canvases = ((128, 128),)
+  c.data.batch = 16
+  c.data.max_boxes = 8
+  c.eval.sources.detection = common.shapes("val", "detection", 1.0)
+  c.eval.sources.grounding = common.shapes("val", "grounding", 1.0)
+  c.eval.canvases = ((128, 128),)
+  c.eval.batch = 32
+  c.eval.limit = 256
+  c.optim.warmup_steps = 100
+  c.optim.ema_decay = 0.995
+  c.train.total_steps = 1500
+  c.train.checkpoint_every = 250
+  c.train.evaluate_ema = True
+  if "debug" in switches:
+    c.train.total_steps = 2
+    c.data.batch = 2
+    c.eval.batch = 2
+    c.eval.limit = 2
+  return c

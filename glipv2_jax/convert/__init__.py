@@ -1,0 +1,1 @@
+"""Names and layouts shared with PyTorch checkpoints."""

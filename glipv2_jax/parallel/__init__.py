@@ -1,0 +1,1 @@
+"""Device mesh and path-regex sharding rules."""

@@ -1,0 +1,65 @@
+"""The device mesh: axes `data`, `fsdp` and `model` (size 1 until needed), and how host arrays get onto it.
+
+The batch is sharded over ('data', 'fsdp'), parameters over 'fsdp' (rules.py). Axis types are Auto: the compiler moves
+data where an operation needs it, which windows, embedding lookups and convolutions rely on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "model")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of all devices (or of `devices`); one size may be -1, "what is left". Raises ValueError with the numbers."""
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = {"data": data, "fsdp": fsdp, "model": model}
+  asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise ValueError(f"mesh {asked}: sizes are positive, and at most one is -1 (what is left)")
+  if open_axes:
+    given = -data * fsdp * model  # the one -1 takes the sign back
+    if len(devices) % given:
+      raise ValueError(
+        f"mesh {asked}: {len(devices)} devices cannot be divided by {given}; choose sizes whose product divides them"
+      )
+    sizes[open_axes[0]] = len(devices) // given
+  product = sizes["data"] * sizes["fsdp"] * sizes["model"]
+  if product != len(devices):
+    raise ValueError(f"mesh {asked} needs {product} devices, there are {len(devices)}; set one of the sizes to -1")
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same values on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """First axis split over all devices of ('data', 'fsdp')."""
+  return NamedSharding(mesh, BATCH)
+
+
+def batch_devices(mesh: Mesh) -> int:
+  """Into how many parts the batch is split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def to_global(host_arrays: Any, mesh: Mesh) -> Any:
+  """A tree of this process's rows (NumPy, rows on axis 0) -> the same tree of global arrays sharded over the mesh.
+
+  Raises ValueError when the global number of rows cannot be split evenly.
+  """
+  rows = jax.tree.leaves(host_arrays)[0].shape[0] * jax.process_count()
+  if rows % batch_devices(mesh):
+    raise ValueError(
+      f"a global batch of {rows} rows cannot be split over {batch_devices(mesh)} devices "
+      f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); choose a multiple"
+    )
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), host_arrays)

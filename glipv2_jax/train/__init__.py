@@ -1,0 +1,1 @@
+"""State, optimizer, jitted step, loop, metrics and checkpoints."""

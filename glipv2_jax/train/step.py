@@ -1,0 +1,91 @@
+"""One training step, jitted on the mesh: targets and global counts, loss and gradients, clip, AdamW, average."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from glipv2_jax.parallel.mesh import BATCH, batch_devices, batch_sharding, replicated
+from glipv2_jax.schema import Batch
+from glipv2_jax.train.objective import Numbers, Objective
+from glipv2_jax.train.optim import Optimizer
+from glipv2_jax.train.state import TrainState, shardings_of
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Numbers]]
+
+
+def make_train_step(
+  objective: Objective, optimizer: Optimizer, mesh: Mesh, abstract: TrainState, seed: int = 0, accumulate: int = 1
+) -> Step:
+  """(state, global batch) -> (state, metrics); the state that goes in is donated.
+
+  Metrics, float32 scalars: 'loss', every term under its name, the objective's own numbers ('num_pos'), 'grad_norm'
+  (before clipping) and 'lr' (the scheduled rate, before multipliers). Randomness is fold_in(key(seed), step).
+  With `accumulate` > 1 the batch passes through the network in that many parts; without dropout the result equals
+  that of one part up to rounding, since every part is divided by the counts of the whole batch.
+  It compiles once per canvas.
+  """
+  places = shardings_of(abstract)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Numbers]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    targets, counts, info = objective.targets(batch)
+
+    def part(params, batch, targets, key):
+      return objective.loss(params, batch, targets, counts, key)
+
+    grads, loss, terms = _gradients(part, state.params, (batch, targets), key, mesh, accumulate)
+    grads = jax.lax.with_sharding_constraint(grads, places.params)
+    clipped, norm = optimizer.clip(grads)
+    updates, opt_state = optimizer.tx.update(clipped, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None if state.ema is None else optimizer.average(state.ema, params)
+    metrics = {"loss": loss, **terms, **info, "grad_norm": norm, "lr": optimizer.schedule(state.step)}
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+  return jax.jit(
+    step,
+    in_shardings=(places, batch_sharding(mesh)),
+    out_shardings=(places, replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def microbatches(tree: Any, mesh: Mesh, parts: int) -> Any:
+  """Leaves of b rows -> parts x (b / parts) rows, every device keeping the rows it already holds.
+
+  Raises ValueError when b cannot be cut like that.
+  """
+  devices = batch_devices(mesh)
+  sharding = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+
+  def cut(x):
+    rows = x.shape[0]
+    if rows % (devices * parts):
+      raise ValueError(
+        f"a batch of {rows} rows cannot be accumulated in {parts} parts on {devices} devices; "
+        f"choose a multiple of {devices * parts}"
+      )
+    x = x.reshape(devices, parts, rows // (devices * parts), *x.shape[1:])
+    x = jnp.swapaxes(x, 0, 1).reshape(parts, rows // parts, *x.shape[3:])
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+  return jax.tree.map(cut, tree)
+
+
+def _gradients(part, params, data, key, mesh: Mesh, parts: int):
+  """(gradients, loss, terms) summed over the parts. `part(params, batch, targets, key)` -> (loss, terms)."""
+
+  def one(index, data):
+    (loss, terms), grads = jax.value_and_grad(part, has_aux=True)(params, *data, jax.random.fold_in(key, index))
+    return grads, loss, terms
+
+  if parts == 1:
+    return one(0, data)
+  micro = (jnp.arange(parts), microbatches(data, mesh, parts))
+  shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micro))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(lambda total, m: (jax.tree.map(jnp.add, total, one(*m)), None), zeros, micro)[0]

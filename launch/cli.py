@@ -1,0 +1,35 @@
+"""`glipv2 COMMAND ...`: one console command, one program per sub-command.
+
+Every program also runs as `python -m launch.COMMAND`; only the chosen one is imported, so `glipv2 --help` is instant.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+  "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
+  "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
+  "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
+}
+
+
+def usage() -> str:
+  lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+  return "usage: glipv2 COMMAND ...\n\n" + "\n".join(lines) + "\n\n`glipv2 COMMAND --help` tells the options."
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the program named by the first argument and returns its exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ("-h", "--help"):
+    print(usage())
+    return 0
+  if argv[0] not in COMMANDS:
+    print(f"glipv2: {argv[0]!r} is not a command\n\n{usage()}", file=sys.stderr)
+    return 2
+  module, _ = COMMANDS[argv[0]]
+  return importlib.import_module(module).main(argv[1:]) or 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,114 @@
+"""`glipv2 train`: trains, or continues, the run in --workdir.
+
+  glipv2 train --config=configs/demo.py --workdir=runs/demo
+  glipv2 train --config=configs/finetune_coco.py --workdir=runs/mine --config.data.root=/path/to/folder
+
+Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
+on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
+on each. The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from glipv2_jax.parallel.mesh import make_mesh
+from glipv2_jax.train import loop, objective
+from launch import scoring
+from launch.experiment import Experiment, from_tree
+from launch.predicting import Predictor
+from pipelines.build import train_batches
+from pipelines.words import load_words
+
+METRICS = "metrics.json"
+
+
+def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
+  """Trains and evaluates; the last report stands in workdir/metrics.json. See `glipv2_jax.train.loop.train`."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  words = load_words(experiment.data.tokenizer, experiment.data.max_tokens)
+  check_vocabulary(experiment, words.vocab_size)
+  if jax.process_index() == 0:
+    write_json(workdir / "config.json", experiment.record)
+  mesh = make_mesh(experiment.train.data, experiment.train.fsdp)
+  predictor = Predictor(experiment.model, experiment.infer, mesh)
+
+  def data(start: int):
+    place = dict(host=jax.process_index(), hosts=jax.process_count())
+    return train_batches(experiment.data, start_step=start, words=words, **place)
+
+  def evaluate(params, step: int) -> dict[str, float]:
+    report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, words=words)
+    if report:
+      write_json(workdir / METRICS, {"step": step, **report})
+    return scoring.numbers(report)
+
+  return loop.train(
+    objective.grounding(experiment.model, experiment.loss),
+    experiment.optim,
+    experiment.train,
+    data,
+    workdir,
+    variant=experiment.variant,
+    record=experiment.record,
+    evaluate=evaluate if experiment.evaluation.sources else None,
+  )
+
+
+def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
+  """Raises ValueError when the tokenizer has ids that the text encoder has no embedding for."""
+  text = experiment.model.text
+  if text is not None and vocab_size > text.vocab_size:
+    raise ValueError(
+      f"tokenizer {experiment.data.tokenizer!r} has {vocab_size} tokens, variant {experiment.variant!r} embeds "
+      f"{text.vocab_size}; use another tokenizer or variant"
+    )
+
+
+def write_json(path: pathlib.Path, content) -> None:
+  """Whole or not at all: a killed run leaves no half-written file."""
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(content, indent=2) + "\n")
+  part.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Parses flags and trains; mistakes in the configuration end with one line and status 1."""
+  arguments = ["glipv2 train", *(sys.argv[1:] if argv is None else argv)]
+  if any(word in ("-h", "--help", "-help") for word in arguments):
+    print(__doc__)
+    return 0
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    "config", None, "configuration file", lock_config=True, flag_values=values, sys_argv=arguments
+  )
+  flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several hosts", flag_values=values)
+  flags.DEFINE_integer("process_count", None, "number of processes", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "number of this process", flag_values=values)
+  try:
+    values(arguments)
+    for name in ("config", "workdir"):
+      if values[name].value is None:
+        raise app.UsageError(f"--{name} is needed; see `glipv2 train --help`")
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
+    if values.coordinator is not None:
+      jax.distributed.initialize(values.coordinator, values.process_count, values.process_id)
+    experiment = from_tree(config.value.to_dict())
+    result = run(experiment, pathlib.Path(values.workdir))
+  except (flags.Error, app.UsageError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    print(f"glipv2 train: {error}", file=sys.stderr)
+    return 1
+  if jax.process_index() == 0:
+    print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

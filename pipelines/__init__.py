@@ -1,0 +1,1 @@
+"""The host side: files -> Example -> Prepared -> HostBatch, NumPy only, never a jax array."""

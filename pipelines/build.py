@@ -1,0 +1,189 @@
+"""From a configuration to batches: `train_batches` (endless, exact resume), `evaluation_batches` (every image once)."""
+
+import atexit
+import dataclasses
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from pipelines import images, mixture
+from pipelines.collate import collate
+from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
+from pipelines.prompts import Prompt, PromptConfig, all_classes_prompts, check_classes
+from pipelines.records import BadRecord, HostBatch, Prepared, Source
+from pipelines.sources import open_source
+from pipelines.words import Words, load_words
+
+SourceEntry = tuple[str, float, tuple[tuple[str, Any], ...]]  # kind, weight, options as pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What training reads."""
+
+  sources: tuple[SourceEntry, ...]  # for example (("coco_json", 1.0, (("annotations", "a.json"), ("images", "dir"))),)
+  tokenizer: str  # pipelines/words.py
+  max_tokens: int
+  canvases: tuple[tuple[int, int], ...]  # height, width; each batch has one, drawn by (seed, batch number)
+  batch: int  # global
+  max_boxes: int = 100
+  flip: float = 0.5
+  swap_sides: bool = True  # mirror "left" and "right" in captions with the picture
+  box_tolerance_px: float = 1.0
+  max_pixels: int = images.MAX_PIXELS
+  prompt: PromptConfig = PromptConfig()
+  seed: int = 0
+  workers: int = 0  # processes; 0: a thread of this one
+  skip_limit: float = 0.05  # fraction of unusable records above which training stops (SkipStats)
+
+  def prepare(self) -> PrepareConfig:
+    """The part that `pipelines/prepare_example.py` needs."""
+    names = (field.name for field in dataclasses.fields(PrepareConfig))
+    return PrepareConfig(**{name: getattr(self, name) for name in names})
+
+
+class Batches(Iterator[HostBatch]):
+  """Iterator over HostBatches that owns its threads and worker processes: use it in `with`, or call `close`.
+
+  A loop that ends without closing is closed at exit while Python is still whole, so that no traceback appears.
+  """
+
+  def __init__(self, batches: grain.MapDataset, workers: int):
+    self.length = len(batches)  # astronomic for training
+    self._open = [mixture.iterate(batches, workers)]
+    self.close = weakref.finalize(self, _close, self._open)
+    atexit.register(_close, self._open)  # before multiprocessing's own, which would wait for the workers
+
+  def __next__(self) -> HostBatch:
+    if not self._open:
+      raise ValueError("these batches are closed; build them again")
+    return next(self._open[0])
+
+  def __enter__(self) -> "Batches":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def _close(iterators: list[grain.DatasetIterator]) -> None:
+  """Empties the list, so that grain's own clean-up runs now too."""
+  while iterators:
+    iterators.pop().close()
+
+
+def open_sources(cfg: DataConfig, words: Words) -> tuple[Source, ...]:
+  """Opens every source of the mixture and checks that its class names can be prompted. Errors stop the start-up."""
+  sources = tuple(open_source(kind, **dict(options)) for kind, _, options in cfg.sources)
+  for source in sources:
+    check_classes(source.classes, words, cfg.prompt.separator)
+  return sources
+
+
+def train_batches(
+  cfg: DataConfig, *, start_step: int = 0, host: int = 0, hosts: int = 1, words: Words | None = None
+) -> Batches:
+  """Endless local batches from global batch `start_step` on; which rows a host reads: pipelines/mixture.py.
+
+  Batch n is a function of (cfg without `workers`, n): the same for any number of workers, hosts and restarts.
+
+  Raises ValueError for an impossible configuration, whatever the sources raise at start-up, and while iterating
+  RuntimeError when a source gives nothing but unusable records.
+  """
+  if not cfg.sources or not cfg.canvases:
+    raise ValueError(f"sources={cfg.sources!r}, canvases={cfg.canvases!r}: training needs at least one of each")
+  for kind, weight, _ in cfg.sources:
+    if weight <= 0:
+      raise ValueError(f"source {kind!r} has the weight {weight}; weights are positive, leave the source out instead")
+  if cfg.prompt.pack:
+    raise ValueError(f"prompt.pack={cfg.prompt.pack}: no source offers other captions to pack with yet; use 0")
+  words = words or load_words(cfg.tokenizer, cfg.max_tokens)
+  sources = open_sources(cfg, words)
+  stream = mixture.stream([len(s) for s in sources], [weight for _, weight, _ in cfg.sources], cfg.seed)
+  examples = stream.map_with_index(Prepare(sources, words, cfg.prepare(), cfg.seed))
+  join = functools.partial(collate, max_boxes=cfg.max_boxes)
+  return Batches(
+    mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts, start=start_step), cfg.workers
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entries:
+  """The rows of an evaluation: row -> (image, prompt, canvas); image -1 fills up a batch."""
+
+  source: Source
+  prompts: tuple[Prompt | None, ...]
+  words: Words
+  cfg: PrepareConfig
+  rows: np.ndarray  # r 3 int32: index in the source, in prompts, in cfg.canvases
+
+  def __call__(self, row: int) -> Prepared:
+    image, prompt, canvas = self.rows[row].tolist()
+    if image < 0:
+      return blank(self.words, self.cfg.canvases[canvas])
+    try:
+      example = self.source[image]
+      return evaluation_example(example, self.prompts[prompt], self.words, self.cfg, self.cfg.canvases[canvas])
+    except BadRecord as error:
+      return blank(self.words, self.cfg.canvases[canvas], ((error.reason, error.record),))
+
+
+def _best_canvas(source: Source, index: int, cfg: PrepareConfig) -> int:
+  """The canvas on which the image becomes largest (the first of equals); 0 for an image that cannot be read."""
+  if len(cfg.canvases) == 1:
+    return 0
+  try:
+    example = source[index]
+    size = images.size_of(example.image, example.record, cfg.max_pixels)
+  except BadRecord:
+    return 0
+  return int(np.argmax([np.prod(images.fit(size, canvas).size) for canvas in cfg.canvases]))
+
+
+def evaluation_batches(
+  source: Source,
+  words: Words,
+  cfg: PrepareConfig,
+  *,
+  host: int = 0,
+  hosts: int = 1,
+  workers: int = 0,
+  limit: int | None = None,
+  per_prompt: int | None = None,
+) -> Batches:
+  """Every image of `source` exactly once per prompt, without augmentation; local batches of cfg.batch / hosts rows.
+
+  A detection source has one row for every (image, part of the vocabulary that fits into a prompt), next to each other
+  (the picture is decoded for each); a grounding source one row for every (image, caption). Rows are grouped by canvas:
+  each image takes the one on which it becomes largest. Groups are filled up with rows whose `example_valid` is False
+  and whose `info` is None, so every host has the same number of batches with the same canvases. Rows of unusable images
+  are such rows too and stand in `skipped`. With several canvases every image header is read before the first batch.
+
+  Args:
+    source: one data set; its `coco_json` option keep_empty must be on.
+    words: tokenizer.
+    cfg: canvases, global batch and max_boxes; flip and prompt play no part apart from the separator and wordings.
+    host: this process.
+    hosts: number of processes.
+    workers: processes for reading.
+    limit: only the first so many images.
+    per_prompt: at most so many classes in a prompt.
+  """
+  prompts: tuple[Prompt | None, ...] = (None,)
+  if source.classes:
+    prompts = tuple(all_classes_prompts(source.classes, words, cfg.prompt.separator, per_prompt, cfg.prompt.wordings))
+  count = len(source) if limit is None else min(limit, len(source))
+  canvas_of = np.array([_best_canvas(source, i, cfg) for i in range(count)], int)
+  rows = []
+  for canvas in range(len(cfg.canvases)):
+    chosen = np.flatnonzero(canvas_of == canvas)
+    rows += [(image, prompt, canvas) for image in chosen for prompt in range(len(prompts))]
+    rows += [(-1, 0, canvas)] * (-len(rows) % cfg.batch)
+  entries = _Entries(source, prompts, words, cfg, np.array(rows, np.int32).reshape(-1, 3))
+  examples = grain.MapDataset.range(len(rows)).map(entries)
+  join = functools.partial(collate, max_boxes=cfg.max_boxes)
+  return Batches(mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts), workers)

@@ -1,0 +1,245 @@
+"""Example -> Prepared: pixels on a canvas, the prompt as tokens, boxes that moved along and the words that name them.
+
+`train_example` draws (mirror, prompt, box subset) from the given generator; `evaluation_example` draws nothing. Both
+are pure functions and share their steps. `Prepare` applies the first to a position of the endless training stream.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from pipelines import images, mirror
+from pipelines.concepts import NO_CONCEPT
+from pipelines.prompts import (
+  Named,
+  Prompt,
+  PromptConfig,
+  grounding_prompt,
+  name_boxes,
+  name_boxes_by_spans,
+  phrases,
+  prompt_example,
+)
+from pipelines.records import BadRecord, Example, Prepared, Source
+from pipelines.words import Encoding, Words
+
+TRIES = 20  # records in a row that may be unusable before the source is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+  """How examples are prepared."""
+
+  canvases: tuple[tuple[int, int], ...]  # height, width; one per batch
+  batch: int  # global batch size
+  max_boxes: int = 100
+  flip: float = 0.5  # probability of mirroring in training
+  swap_sides: bool = True  # mirror the words left and right too; False: as the authors (reference 6.8)
+  box_tolerance_px: float = 1.0  # a box may reach so far outside the picture and is then clipped (rounding)
+  max_pixels: int = images.MAX_PIXELS
+  prompt: PromptConfig = PromptConfig()
+
+
+def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> np.ndarray:
+  """The boxes of `example` inside a picture of `size` (height, width), g 4 float32.
+
+  One rule: a box may reach at most `tolerance` pixels outside and is then clipped. Any other fault makes the whole
+  record unusable, because training on what is left would teach that the lost object is background.
+
+  Raises:
+    BadRecord: 'box_nan' (or infinite), 'box_empty' (x2 < x1 or y2 < y1), 'box_outside'.
+  """
+  boxes = np.asarray(example.boxes_xyxy_px, np.float32).reshape(-1, 4)
+  limit = np.array([size[1] - 1, size[0] - 1] * 2, np.float32)
+  faults = (
+    ("box_nan", ~np.isfinite(boxes).all(axis=1)),
+    ("box_empty", (boxes[:, 2:] < boxes[:, :2]).any(axis=1)),
+    ("box_outside", ((boxes < -tolerance) | (boxes > limit + tolerance)).any(axis=1)),
+  )
+  for reason, bad in faults:
+    if bad.any():
+      raise BadRecord(reason, example.record, f"box {boxes[bad][0].tolist()} in a picture of {size[1]} x {size[0]}")
+  return np.clip(boxes, 0, limit)
+
+
+def _decode(example: Example, cfg: PrepareConfig) -> np.ndarray:
+  image = images.decode(example.image, example.record, cfg.max_pixels)
+  if example.image_size not in (None, image.shape[:2]):
+    raise BadRecord("image_size", example.record, f"annotated {example.image_size}, decoded {image.shape[:2]}")
+  return image
+
+
+def _check_caption(example: Example) -> None:
+  if not example.caption.strip():
+    raise BadRecord("empty_caption", example.record)
+  for begin, end in (span for box in example.spans for span in box):
+    if not 0 <= begin < end <= len(example.caption):
+      raise BadRecord("span_outside", example.record, f"[{begin}, {end}) in {len(example.caption)} characters")
+
+
+@functools.lru_cache(maxsize=256)
+def _any_side(classes: tuple[str, ...]) -> bool:
+  return any(map(mirror.names_a_side, classes))
+
+
+def _mirrored(example: Example) -> Example:
+  """The example with left and right exchanged in its caption."""
+  caption, spans = mirror.swap_sides(example.caption, example.spans)
+  return dataclasses.replace(example, caption=caption, spans=spans)
+
+
+def _assemble(
+  example: Example,
+  text: str,
+  encoding: Encoding,
+  named: Named,
+  boxes: np.ndarray,
+  image: np.ndarray,
+  geometry: images.Geometry,
+  max_boxes: int,
+  rng: np.random.Generator | None,
+) -> Prepared:
+  """Everything on its canvas; boxes that no token names, and those beyond `max_boxes`, are left out and reported.
+  `boxes` g 4 are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
+  boxes, reduced = boxes[named.kept], []
+  if not named.kept.all():
+    reduced.append(("caption_truncated" if encoding.truncated else "box_not_named", example.record))
+  rows = np.arange(len(boxes))
+  if len(boxes) > max_boxes:
+    reduced.append(("too_many_boxes", example.record))
+    rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
+  return Prepared(
+    image=geometry.pixels(image),
+    image_size=geometry.size,
+    original_size=geometry.original,
+    tokens=encoding.tokens,
+    tokens_valid=encoding.tokens_valid,
+    boxes_xyxy_px=geometry.to_canvas(boxes[rows]),
+    positive_map=named.positive_map[rows],
+    box_concept=named.box_concept[rows],
+    token_concept=named.token_concept,
+    source=example.source,
+    image_id=example.image_id,
+    text=text,
+    phrases=named.phrases,
+    reduced=tuple(reduced),
+  )
+
+
+def train_example(
+  example: Example,
+  classes: tuple[str, ...],
+  words: Words,
+  cfg: PrepareConfig,
+  canvas: tuple[int, int],
+  rng: np.random.Generator,
+) -> Prepared:
+  """One example as training sees it. `classes`: the vocabulary of its source.
+
+  A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
+
+  Raises:
+    BadRecord: the picture, a box or the caption cannot be used.
+  """
+  flipped = bool(rng.random() < cfg.flip)
+  if example.kind == "grounding":
+    _check_caption(example)
+    example = _mirrored(example) if flipped and cfg.swap_sides else example
+  elif cfg.swap_sides:
+    flipped = flipped and not _any_side(classes)
+  prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt)
+  image = _decode(example, cfg)
+  boxes = usable_boxes(example, image.shape[:2], cfg.box_tolerance_px)
+  geometry = images.fit(image.shape[:2], canvas, flipped)
+  return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng)
+
+
+def evaluation_example(
+  example: Example, prompt: Prompt | None, words: Words, cfg: PrepareConfig, canvas: tuple[int, int]
+) -> Prepared:
+  """One example with its caption (`prompt` None) or with one part of the vocabulary; then only boxes of that part.
+  The phrases of a caption are its distinct spans, in order.
+
+  Boxes that training would refuse are left out here: the ground truth of an evaluation is the annotation itself, and
+  every picture must be predicted.
+
+  Raises:
+    BadRecord: the picture or the caption cannot be used.
+  """
+  boxes = np.asarray(example.boxes_xyxy_px, np.float32).reshape(-1, 4)
+  image = _decode(example, cfg)
+  height, width = image.shape[:2]
+  fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= np.maximum(boxes[:, :2], 0)).all(axis=1)
+  fine &= (boxes[:, 0] < width) & (boxes[:, 1] < height)
+  if prompt is None:
+    _check_caption(example)
+    spans = [box for box, keep in zip(example.spans, fine, strict=True) if keep]
+    prompt = grounding_prompt(example.caption, example.spans)
+    encoding = words.encode(prompt.text)
+    named = name_boxes_by_spans(prompt.text, encoding, spans)
+    named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
+  else:
+    known = {name for name, _ in prompt.spans}
+    fine &= np.array([label in known for label in example.labels], bool)
+    encoding = words.encode(prompt.text)
+    named = name_boxes(prompt, encoding, [label for label, keep in zip(example.labels, fine, strict=True) if keep])
+  boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
+  geometry = images.fit((height, width), canvas)
+  return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, None)
+
+
+def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str], ...] = ()) -> Prepared:
+  """A black picture that no metric counts: fills up the last batch, or stands for an unusable record."""
+  encoding = words.encode("")
+  m = len(encoding.tokens)
+  return Prepared(
+    image=np.zeros((*canvas, 3), np.uint8),
+    image_size=canvas,
+    original_size=canvas,
+    tokens=encoding.tokens,
+    tokens_valid=encoding.tokens_valid,
+    boxes_xyxy_px=np.zeros((0, 4), np.float32),
+    positive_map=np.zeros((0, m), bool),
+    box_concept=np.zeros(0, np.int32),
+    token_concept=np.full(m, NO_CONCEPT, np.int32),
+    source="",
+    image_id=-1,
+    text="",
+    phrases=(),
+    skipped=skipped,
+    valid=False,
+  )
+
+
+def batch_canvas(canvases: tuple[tuple[int, int], ...], seed: int, n: int) -> tuple[int, int]:
+  """Canvas of global batch n: a function of seed and n alone, so that every host compiles and runs the same step."""
+  return canvases[np.random.default_rng((seed, 0x63616E76, n)).integers(len(canvases))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """Position k of the training stream -> Prepared, a pure function of (seed, k) and the record drawn for k."""
+
+  sources: tuple[Source, ...]
+  words: Words
+  cfg: PrepareConfig
+  seed: int
+
+  def __call__(self, k: int, record: tuple[int, int]) -> Prepared:
+    """`record`: (source index, index in the source). An unusable record is replaced by another one of its source.
+
+    Raises RuntimeError when `TRIES` records in a row are unusable.
+    """
+    source, index = self.sources[record[0]], record[1]
+    rng = np.random.default_rng((self.seed, k))
+    canvas = batch_canvas(self.cfg.canvases, self.seed, k // self.cfg.batch)
+    skipped: list[tuple[str, str]] = []
+    for _ in range(TRIES):
+      try:
+        prepared = train_example(source[index], source.classes, self.words, self.cfg, canvas, rng)
+        return dataclasses.replace(prepared, skipped=tuple(skipped))
+      except BadRecord as error:
+        skipped.append((error.reason, error.record))
+        index = int(rng.integers(len(source)))
+    raise RuntimeError(f"source {source.name!r}: {TRIES} records in a row cannot be used: {skipped}; repair it")

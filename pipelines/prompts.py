@@ -1,0 +1,339 @@
+"""What the network is asked: class names or captions become one text, with the characters that name each thing.
+
+Training: `detection_prompt` (sampled or all classes of the source), `grounding_prompt` (a caption as it is),
+`packed_prompt` (a caption among other captions). Inference: `all_classes_prompts`. `name_boxes` and
+`name_boxes_by_spans` then carry the characters over to tokens. `prompt_example` is all of that for one Example.
+
+Randomness comes from an `np.random.Generator`, of which only `Draws` is used, so that a recorded list of draws can
+stand in for it.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_name
+from pipelines.records import Example, Phrase, Span
+from pipelines.words import Encoding, Words, span_to_tokens
+
+BACKGROUND = "__background__"
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+Wording = tuple[str, str, str]  # text before a name, the name, text after it
+
+
+class Draws(Protocol):
+  """The part of np.random.Generator that prompts need."""
+
+  def random(self) -> float: ...
+
+  def integers(self, high: int) -> int: ...
+
+  def choice(self, a: Sequence[str], size: int, replace: bool) -> Any: ...
+
+  def permutation(self, x: Sequence[str]) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How prompts are made. The defaults are GLIP's pre-training settings, safer in the two places marked 'published'."""
+
+  mode: str = "sample"  # 'sample': positives and drawn negatives (reference 6.3) | 'all': every class (reference 6.4)
+  separator: str = ". "  # between class names; ends in white space, so that names tokenise on their own
+  prefix: str = ""  # published alternative: 'object detection : '
+  shuffle: bool = True  # mode 'all': in random order; False: in the order of the source
+  random_negatives: int = 85  # mode 'sample': at most so many classes are drawn as negatives
+  # Probabilities of one negative, no negative, all negatives; otherwise uniform in 1..random_negatives. The fourth,
+  # the published chance to drop positives, has to be 0: positives are always kept.
+  control_probabilities: tuple[float, float, float, float] = (0.0, 0.0, 0.5, 0.0)
+  # No negative reads like a class of the picture, and names that read alike share one place in the text.
+  # published: False, so 'bow_(weapon)' can be a negative beside 'bow_(decorative_ribbons)'.
+  distinct: bool = True
+  draw_background: bool = False  # published: True, the text ' background ' can be a negative (reference 12, 18)
+  wordings: tuple[Wording, ...] = ()  # per class of the source: caption prompts (reference 6.4)
+  pack: int = 0  # captions: so many other captions are added (published: 20), 0 none (reference 6.6)
+  pack_none: float = 0.4  # probability to add none
+  pack_all: float = 0.5  # otherwise: probability to add `pack`; else uniform in 0..pack-1
+  pack_own: bool = False  # published: True, an added caption can be the example's own one
+
+  def __post_init__(self):
+    if self.mode not in ("sample", "all"):
+      raise ValueError(f"prompt mode {self.mode!r} is not known; use 'sample' or 'all'")
+    if not self.separator[-1:].isspace():
+      raise ValueError(f"separator {self.separator!r} has to end in white space, else two names can share a token")
+    if self.prefix and not self.prefix[-1].isspace():
+      raise ValueError(f"prefix {self.prefix!r} has to end in white space, else it shares a token with the first name")
+    if len(self.control_probabilities) != 4 or sum(self.control_probabilities[:3]) > 1:
+      raise ValueError(f"control_probabilities {self.control_probabilities} have to be four, the first three at most 1")
+    if self.control_probabilities[3] != 0:
+      raise ValueError(f"control_probabilities {self.control_probabilities}: positives are never dropped, end with 0")
+    if self.wordings and self.mode != "all":
+      raise ValueError("wordings are made for the classes of mode 'all'; use mode='all' or drop the wordings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A text and what it names: (name, characters [begin, end)) in the order of the text. Class names are as the source
+  spells them; their characters show the cleaned name."""
+
+  text: str
+  spans: tuple[tuple[str, Span], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """A tokenised prompt seen from the boxes. Boxes that no token names are left out and marked in `kept`."""
+
+  kept: np.ndarray  # g bool, over the boxes given; the arrays below have one row per True
+  phrases: tuple[Phrase, ...]  # everything the prompt names, in its order; tokens () where it was cut off
+  positive_map: np.ndarray  # g m bool
+  box_concept: np.ndarray  # g int32, -1 in captions
+  token_concept: np.ndarray  # m int32, -1 outside class names
+
+
+def prompt_example(
+  example: Example, classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig, captions: Sequence[str] = ()
+) -> tuple[Prompt, Encoding, Named]:
+  """The prompt of one example, tokenised, and what it says about the boxes.
+
+  `classes`: the vocabulary of a detection source (for a federated data set: the classes that may be negatives).
+  `captions`: where a grounding source with cfg.pack > 0 takes other captions from.
+  Raises ValueError for an unknown kind.
+  """
+  if example.kind == "detection":
+    prompt, _ = detection_prompt(example.labels, classes, rng, words, cfg)
+    encoding = words.encode(prompt.text)
+    return prompt, encoding, name_boxes(prompt, encoding, example.labels)
+  if example.kind != "grounding":
+    raise ValueError(f"example kind {example.kind!r} is not known; sources give 'detection' or 'grounding'")
+  prompt, shift = grounding_prompt(example.caption, example.spans), 0
+  if cfg.pack and captions:
+    prompt, shift = packed_prompt(prompt, captions, rng, words, cfg)
+  encoding = words.encode(prompt.text)
+  spans = [[(begin + shift, end + shift) for begin, end in box] for box in example.spans]
+  return prompt, encoding, name_boxes_by_spans(prompt.text, encoding, spans)
+
+
+# Class names.
+
+
+def check_classes(classes: Sequence[str], words: Words, separator: str = ". ") -> None:
+  """For start-up: raises ValueError when a class has no text or does not fit into a prompt at all."""
+  for name in classes:
+    tokens = words.count(clean_name(name) + separator)
+    if not normalised_name(name):
+      raise ValueError(f"class {name!r} has no text once parentheses are removed; give it a name")
+    if tokens > words.max_tokens - SPECIAL_TOKENS:
+      raise ValueError(f"class {name!r} has {tokens} tokens, a prompt holds {words.max_tokens}; shorten the name")
+
+
+def detection_prompt(
+  labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
+) -> tuple[Prompt, np.ndarray]:
+  """A prompt for boxes with class names `labels` (one per box), and which boxes the prompt names (g bool).
+
+  Mode 'sample' (reference 6.3): the classes of the boxes, as many as fit in random order, then random other classes of
+  `classes` in the room that is left, all shuffled. Mode 'all' (reference 6.4): all of `classes` that fit.
+  Raises ValueError when cfg.wordings do not belong to `classes`.
+  """
+  if cfg.mode == "sample":
+    names, wordings = _sampled_names(labels, classes, rng, words, cfg), {}
+  else:
+    wordings = _wordings(classes, cfg.wordings)
+    names = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
+    names = _fitting(names, wordings, words, cfg.separator, words.count(cfg.prefix))
+  prompt = _join(names, wordings, cfg.separator, cfg.prefix, cfg.distinct)
+  named = {name for name, _ in prompt.spans}
+  return prompt, np.array([label in named for label in labels], bool)
+
+
+def all_classes_prompts(
+  classes: Sequence[str],
+  words: Words,
+  separator: str = ". ",
+  per_prompt: int | None = None,
+  wordings: Sequence[Wording] = (),
+) -> list[Prompt]:
+  """The vocabulary in its order, cut into prompts that fit into `words.max_tokens` (reference 7.1).
+
+  `per_prompt`: at most so many classes each (the authors evaluate LVIS with 40).
+  Raises ValueError for a class that does not fit alone.
+  """
+  check_classes(classes, words, separator)
+  worded, rest, prompts = _wordings(classes, wordings), list(classes), []
+  while rest:
+    names = _fitting(rest[:per_prompt], worded, words, separator, 0)
+    if not names:
+      raise ValueError(f"class {rest[0]!r} with its wording does not fit into {words.max_tokens} tokens; shorten it")
+    prompts.append(_join(names, worded, separator, prefix="", distinct=False))
+    rest = rest[len(names) :]
+  return prompts
+
+
+def _wordings(classes: Sequence[str], wordings: Sequence[Wording]) -> dict[str, Wording]:
+  if wordings and len(wordings) != len(classes):
+    raise ValueError(f"{len(wordings)} wordings for {len(classes)} classes; give one (before, name, after) per class")
+  return dict(zip(classes, wordings, strict=False))
+
+
+def _sampled_names(
+  labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
+) -> list[str]:
+  """Positives and negatives in random order (reference 6.3)."""
+  room = words.max_tokens - SPECIAL_TOKENS - words.count(cfg.prefix)
+  positives = []
+  for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
+    room -= words.count(clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
+    if room < 0:
+      break
+    positives.append(name)
+  negatives = []
+  for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
+    room -= words.count(clean_name(name) + cfg.separator)
+    if room <= 0:
+      break
+    negatives.append(name)
+  return rng.permutation(negatives + positives).tolist()
+
+
+def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, cfg: PromptConfig) -> list[str]:
+  pool = list(dict.fromkeys(classes)) + [BACKGROUND] * cfg.draw_background
+  count = min(_negative_count(min(cfg.random_negatives, len(pool)), rng, cfg), len(pool))
+  drawn = rng.choice(pool, size=count, replace=False).tolist()
+  if not cfg.distinct:
+    return [name for name in drawn if name not in positives]
+  by_text = {normalised_name(name): name for name in drawn}
+  taken = {normalised_name(name) for name in positives}
+  return [name for text, name in by_text.items() if text not in taken]
+
+
+def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
+  u = rng.random()
+  one, none, full, _ = np.cumsum(cfg.control_probabilities)
+  if u < one:
+    return 1
+  if u < none:
+    return 0
+  return most if u < full else int(rng.integers(max(1, most))) + 1
+
+
+def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separator: str, used: int) -> list[str]:
+  """The first names whose prompt fits; `used` tokens are taken already."""
+  used += SPECIAL_TOKENS
+  for i, name in enumerate(names):
+    text = "".join(_wording(name, wordings))
+    if used + words.count(text) > words.max_tokens:  # the last name has no separator
+      return names[:i]
+    used += words.count(text + separator)
+  return names
+
+
+def _wording(name: str, wordings: dict[str, Wording]) -> Wording:
+  return wordings.get(name) or ("", clean_name(name), "")
+
+
+def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
+  """The names in one text; with `distinct`, names that read alike share one place."""
+  text, spans, places = prefix, [], {}
+  for name in names:
+    before, shown, after = _wording(name, wordings)
+    key = normalised_name(shown)
+    if not distinct or key not in places:
+      text += separator if places else ""
+      begin = len(text) + len(before)
+      text += before + shown + after
+      places[key] = (begin, begin + len(shown))
+    spans.append((name, places[key]))
+  return Prompt(text, tuple(spans))
+
+
+# Captions.
+
+
+def grounding_prompt(caption: str, spans: Iterable[Iterable[Span]]) -> Prompt:
+  """A caption as it is (reference 6.5), naming what the spans of its boxes cover."""
+  distinct = sorted({(int(begin), int(end)) for box in spans for begin, end in box})
+  return Prompt(caption, tuple((caption[begin:end], (begin, end)) for begin, end in distinct))
+
+
+def packed_prompt(
+  prompt: Prompt, captions: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
+) -> tuple[Prompt, int]:
+  """The caption among random others, in random order, and by how many characters its spans moved (reference 6.6).
+
+  The others take part while everything fits into `words.max_tokens`. Without others the caption stays as it is.
+  """
+  others = [captions[int(rng.integers(len(captions)))] for _ in range(_pack_count(rng, cfg))]
+  if not cfg.pack_own:
+    others = [caption for caption in others if caption != prompt.text]
+  room = words.max_tokens - words.count(prompt.text) - SPECIAL_TOKENS
+  texts = [prompt.text]
+  for caption in rng.permutation(others).tolist():
+    room -= words.count(caption) + SPECIAL_TOKENS  # generous: pays for a full stop
+    if room <= 0:
+      break
+    texts.append(caption)
+  if len(texts) == 1:
+    return prompt, 0
+  packed, shift = "", 0
+  for caption in rng.permutation(texts).tolist():
+    shift = len(packed) if caption == prompt.text else shift
+    packed += caption + ("" if caption.endswith(".") else ".") + " "
+  moved = tuple((name, (begin + shift, end + shift)) for name, (begin, end) in prompt.spans)
+  return Prompt(packed, moved), shift
+
+
+def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
+  if rng.random() < cfg.pack_none:
+    return 0
+  return cfg.pack if rng.random() < cfg.pack_all else int(rng.integers(cfg.pack))
+
+
+# From characters to tokens.
+
+
+def phrases(prompt: Prompt, encoding: Encoding) -> tuple[Phrase, ...]:
+  """Everything the prompt names with its token positions, () where the text was cut off."""
+  return tuple(Phrase(name, span_to_tokens(encoding, (span,))) for name, span in prompt.spans)
+
+
+def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
+  """[c m] bool: the tokens of each phrase."""
+  rows = np.zeros((len(named), max_tokens), bool)
+  for row, phrase in zip(rows, named, strict=True):
+    row[list(phrase.tokens)] = True
+  return rows
+
+
+def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Named:
+  """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
+  every class in the prompt (reference 6.1, 11.9)."""
+  named = phrases(prompt, encoding)
+  rows = dict(zip((phrase.name for phrase in named), phrase_map(named, len(encoding.tokens)), strict=True))
+  nothing = np.zeros(len(encoding.tokens), bool)
+  positive_map = np.array([rows.get(label, nothing) for label in labels], bool).reshape(len(labels), len(nothing))
+  token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
+  for name, row in rows.items():
+    token_concept[row] = concept_id(name)
+  return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
+
+
+def name_boxes_by_spans(text: str, encoding: Encoding, spans: Sequence[Sequence[Span]]) -> Named:
+  """Boxes of a caption: `spans` are the characters that name each box (reference 6.1). A phrase is one set of spans."""
+  boxes = [tuple(sorted((int(begin), int(end)) for begin, end in box)) for box in spans]
+  named = [
+    Phrase(" ".join(text[begin:end] for begin, end in box), span_to_tokens(encoding, box))
+    for box in sorted(set(boxes))
+    if box
+  ]
+  positive_map = phrase_map([Phrase("", span_to_tokens(encoding, box)) for box in boxes], len(encoding.tokens))
+  token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
+  return _named(positive_map, tuple(named), [NO_CONCEPT] * len(boxes), token_concept)
+
+
+def _named(
+  positive_map: np.ndarray, named: tuple[Phrase, ...], box_concept: list[int], token_concept: np.ndarray
+) -> Named:
+  kept = positive_map.any(axis=1)
+  return Named(kept, named, positive_map[kept], np.array(box_concept, np.int32)[kept], token_concept)
