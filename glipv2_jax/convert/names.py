@@ -6,6 +6,7 @@ ours. Buffers hold no information: they are computed for export and, where an im
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 
@@ -158,15 +159,16 @@ def table(cfg: ModelConfig) -> tuple[tuple[str, str, str], ...]:
   return rows
 
 
-def entries(cfg: ModelConfig) -> list[Entry]:
+@functools.cache
+def entries(cfg: ModelConfig) -> tuple[Entry, ...]:
   """Every parameter of the network, in the order of `param_paths`. Raises KeyError for a path without a row."""
   rules = [(re.compile(re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours) + r"(?:/(?P<leaf>\w+))?"), theirs, kind)
            for ours, theirs, kind in table(cfg)]  # fmt: skip
   params = abstract_params(cfg)
-  return [
+  return tuple(
     Entry(path, *_torch_names(path, rules, cfg), leaf.shape)
     for path, leaf in zip(param_paths(params), jax.tree.leaves(params), strict=True)
-  ]
+  )
 
 
 def _torch_names(path: str, rules, cfg: ModelConfig) -> tuple[tuple[str, ...], str]:

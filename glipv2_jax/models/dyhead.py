@@ -1,18 +1,22 @@
 """One visual layer of the tower: DyConv = deformable convolution across levels, scale attention, dynamic ReLU.
 
 Reference 4.4. Level l looks at itself, at the finer level l-1 and at the coarser level l+1, all with its own offsets.
+Maps are kept one after the other as rows (b n d), so that each step is one operation for the whole pyramid.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from glipv2_jax.models.deform import DeformConv
-from glipv2_jax.models.layers import GroupNorm, Linear, conv, hard_sigmoid, normal_01
-from glipv2_jax.models.padding import cell_mean, cells_valid, zero_padding
+from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, deform_convs, places
+from glipv2_jax.models.layers import Linear, conv, hard_sigmoid, normal_01, ones, zeros
+from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import HeadConfig
 
-TAPS = 9
+EPSILON = 1e-5
 
 
 def reinterpret(values: jax.Array, h: int, w: int, size=None, coarse_size=None) -> jax.Array:
@@ -50,16 +54,54 @@ def bilinear(x: jax.Array, h: int, w: int, size=None, fine_size=None) -> jax.Arr
   return x
 
 
+class Segments:
+  """Means over the maps that lie one after the other in `b n d`; padded cells (False in `valid`, b n) do not count."""
+
+  def __init__(self, counts: Sequence[int], valid: jax.Array | None = None):
+    ends = np.cumsum(counts)[:, None]
+    cells = jnp.arange(ends[-1, 0])
+    self.member = ((cells >= ends - np.array(counts)[:, None]) & (cells < ends)).astype(jnp.float32)  # s n
+    weights = self.member if valid is None else self.member * valid[:, None]
+    self.weights = weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1.0)  # (b) s n
+
+  def mean(self, x: jax.Array) -> jax.Array:
+    """b n d -> b s d."""
+    return jnp.einsum("sn,bnd->bsd" if self.weights.ndim == 2 else "bsn,bnd->bsd", self.weights, x, precision="highest")
+
+  def spread(self, x: jax.Array) -> jax.Array:
+    """b s d -> b n d, every cell gets the value of its map."""
+    return jnp.einsum("sn,bsd->bnd", self.member, x, precision="highest")
+
+  def standardise(self, x: jax.Array, groups: int) -> jax.Array:
+    """Every map and group of channels of b n d to mean 0 and variance 1. Keeps only x for the backward pass."""
+    b, n, d = x.shape
+
+    def moment(x):
+      means = self.mean(x.reshape(b, n, d)).reshape(b, -1, groups, d // groups)
+      return self.spread(jnp.mean(means, -1))[..., None]
+
+    @jax.checkpoint
+    def run(x):
+      x = x - moment(x)
+      return x * jax.lax.rsqrt(moment(jnp.square(x)) + EPSILON)
+
+    return run(x.reshape(b, n, groups, d // groups)).reshape(b, n, d)
+
+
+class GroupNorm(nnx.Module):
+  """Parameters of one group norm."""
+
+  def __init__(self, d: int, *, rngs):
+    self.scale = nnx.Param(ones(rngs.params(), (d,), jnp.float32))
+    self.bias = nnx.Param(zeros(rngs.params(), (d,), jnp.float32))
+
+
 class Branch(nnx.Module):
   """Deformable convolution and its group norm."""
 
-  def __init__(self, cfg: HeadConfig, stride: int, *, dtype, rngs: nnx.Rngs):
-    self.conv = DeformConv(cfg.channels, stride=stride, dtype=dtype, rngs=rngs)
-    self.norm = GroupNorm(cfg.channels, cfg.groups, rngs=rngs)
-
-  def __call__(self, x: jax.Array, offset: jax.Array, mask: jax.Array, size: jax.Array | None) -> jax.Array:
-    x = self.conv(x, offset, mask)
-    return self.norm(x, None if size is None else cells_valid(size, *x.shape[1:3]))
+  def __init__(self, d: int, *, rngs: nnx.Rngs):
+    self.conv = DeformConv(d, rngs=rngs)
+    self.norm = GroupNorm(d, rngs=rngs)
 
 
 class DyReLU(nnx.Module):
@@ -70,47 +112,81 @@ class DyReLU(nnx.Module):
     self.reduce = Linear(cfg.channels, hidden, dtype=dtype, rngs=rngs)
     self.expand = Linear(hidden, 4 * cfg.channels, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array, size: jax.Array | None) -> jax.Array:
-    theta = hard_sigmoid(self.expand(jax.nn.relu(self.reduce(cell_mean(x, size)))).astype(jnp.float32)) - 0.5
-    a1, b1, a2, b2 = jnp.split(theta[:, None, None], 4, -1)
-    return jnp.maximum(x * (2 * a1 + 1) + b1, x * (2 * a2) + b2)
+  def coefficients(self, mean: jax.Array) -> list[jax.Array]:
+    """mean ... d -> a1, b1, a2, b2, each ... d float32."""
+    theta = hard_sigmoid(self.expand(jax.nn.relu(self.reduce(mean))).astype(jnp.float32)) - 0.5
+    a1, b1, a2, b2 = jnp.split(theta, 4, -1)
+    return [2 * a1 + 1, b1, 2 * a2, b2]
 
 
 class DyConv(nnx.Module):
-  """Five maps b h w d -> five maps b h w d, float32."""
+  """Five maps b h w d -> five maps b h w d, float32. Branches: 0 from the coarser level, 1 the same, 2 the finer."""
 
   def __init__(self, cfg: HeadConfig, *, dtype, rngs: nnx.Rngs):
     self.offset = conv(cfg.channels, 3 * TAPS, 3, padding=1, dtype=dtype, rngs=rngs)
-    self.branches = nnx.List(Branch(cfg, stride, dtype=dtype, rngs=rngs) for stride in (1, 1, 2))
+    self.branches = nnx.List(Branch(cfg.channels, rngs=rngs) for _ in range(3))
     self.scale_attention = Linear(cfg.channels, 1, dtype=jnp.float32, kernel_init=normal_01, rngs=rngs)
     self.dyrelu = DyReLU(cfg, dtype=dtype, rngs=rngs)
+    self.groups, self.dtype = cfg.groups, dtype
 
   def __call__(self, levels: list[jax.Array], sizes: list | None = None) -> list[jax.Array]:
-    sizes = [None] * len(levels) if sizes is None else sizes
-    return [self.level(levels, sizes, l) for l in range(len(levels))]
+    """`sizes`: valid cells of the levels (models.padding), or None."""
+    shapes = [x.shape[1:3] for x in levels]
+    counts = [h * w for h, w in shapes]
+    valid = None
+    if sizes is not None:
+      valid = [flatten(cells_valid(size, *shape)[..., None])[..., 0] for size, shape in zip(sizes, shapes, strict=True)]
+    coarser, same, finer = self.convolve(levels, shapes, counts, sizes, valid)
 
-  def level(self, levels: list[jax.Array], sizes: list, l: int) -> jax.Array:
-    coarser, same, finer = self.branches
-    x, size = levels[l], sizes[l]
-    b, h, w, _ = x.shape
-    positions = self.offset(x).astype(jnp.float32)
-    features = [same(x, *taps(positions), size)]
-    if l > 0:
-      features.append(finer(levels[l - 1], *taps(positions), size))
-    if l + 1 < len(levels):
-      below, below_size = levels[l + 1], sizes[l + 1]
-      read = [
-        reinterpret(part, *below.shape[1:3], size, below_size)
-        for part in (positions[..., : 2 * TAPS], positions[..., 2 * TAPS :])
-      ]
-      y = coarser(below, *taps(jnp.concatenate(read, -1)), below_size)
-      features.append(bilinear(y, h, w, below_size, size))
-    weights = [hard_sigmoid(jax.nn.relu(self.scale_attention(cell_mean(f, size)))) for f in features]
-    mean = sum(f * a[:, None, None] for f, a in zip(features, weights, strict=True)) / len(features)
-    return zero_padding(self.dyrelu(mean, size), size)
+    # The coarser branch moves to the resolution of the level that asked for it.
+    raised = []
+    for l, y in enumerate(jnp.split(coarser, np.cumsum(counts[1:-1]), 1)):
+      sizes_here = (None, None) if sizes is None else (sizes[l + 1], sizes[l])
+      raised.append(flatten(bilinear(y.reshape(-1, *shapes[l + 1], y.shape[-1]), *shapes[l], *sizes_here)))
+    raised = jnp.pad(jnp.concatenate(raised, 1), ((0, 0), (0, counts[-1]), (0, 0)))
+    finer = jnp.pad(finer, ((0, 0), (counts[0], 0), (0, 0)))
+
+    segments = Segments(counts, None if valid is None else jnp.concatenate(valid, 1))
+    branches = np.array([2, *[3] * (len(levels) - 2), 2], np.float32)  # the ends of the pyramid lack a neighbour
+    mixed = 0.0
+    for feature in (raised, same, finer):
+      weight = hard_sigmoid(jax.nn.relu(self.scale_attention(segments.mean(feature)))) / branches[:, None]
+      mixed += feature * segments.spread(weight)
+    a1, b1, a2, b2 = self.dyrelu.coefficients(segments.mean(mixed))
+    outputs, starts = [], np.cumsum([0, *counts])
+    for l, shape in enumerate(shapes):
+      x = mixed[:, starts[l] : starts[l + 1]]
+      x = jnp.maximum(x * a1[:, l, None] + b1[:, l, None], x * a2[:, l, None] + b2[:, l, None])
+      outputs.append(zero_padding(x.reshape(-1, *shape, x.shape[-1]), None if sizes is None else sizes[l]))
+    return outputs
+
+  def convolve(self, levels, shapes, counts, sizes, valid) -> list[jax.Array]:
+    """The three branches after their group norms: b n' d for levels P4..P7, b n d for P3..P7, b n' d for P4..P7."""
+    positions = [self.offset(x).astype(jnp.float32) for x in levels]
+    size = [None] * len(levels) if sizes is None else sizes
+    starts, deeper = np.cumsum([0, *counts]), range(1, len(levels))
+    read = [
+      jnp.concatenate([reinterpret(part, *shapes[l], size[l - 1], size[l])
+                       for part in jnp.split(positions[l - 1], [2 * TAPS], -1)], -1) for l in deeper
+    ]  # fmt: skip
+    where = [
+      concatenate([places(shapes[l], 1, shapes[l], starts[l]) for l in deeper]),
+      concatenate([places(shapes[l], 1, shapes[l], starts[l]) for l in range(len(levels))]),
+      concatenate([places(shapes[l], 2, shapes[l - 1], starts[l - 1]) for l in deeper]),
+    ]
+    asked = jnp.concatenate([flatten(p) for p in (*read, *positions, *positions[1:])], 1)
+    cells = jnp.concatenate([flatten(x) for x in levels], 1).astype(self.dtype)
+    kernels = [branch.conv.kernel[...].astype(self.dtype) for branch in self.branches]
+    offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
+    biases = [branch.conv.bias[...] for branch in self.branches]
+    y = deform_convs(cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
+
+    valid = None if valid is None else jnp.concatenate([*valid[1:], *valid, *valid[1:]], 1)
+    y = Segments([*counts[1:], *counts, *counts[1:]], valid).standardise(y, self.groups)
+    parts = jnp.split(y, np.cumsum([len(part) for part in where])[:-1], 1)
+    return [part * b.norm.scale[...] + b.norm.bias[...] for part, b in zip(parts, self.branches, strict=True)]
 
 
-def taps(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """b h w 27 -> offsets b h w 9 2 (dy, dx) and masks b h w 9 in (0, 1)."""
-  *lead, _ = positions.shape
-  return positions[..., : 2 * TAPS].reshape(*lead, TAPS, 2), jax.nn.sigmoid(positions[..., 2 * TAPS :])
+def flatten(x: jax.Array) -> jax.Array:
+  """b h w d -> b hw d."""
+  return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -93,31 +93,14 @@ class LayerNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return _standardise(x.astype(jnp.float32), (-1,), None, self.epsilon) * self.scale[...] + self.bias[...]
+    return _standardise(x.astype(jnp.float32), self.epsilon) * self.scale[...] + self.bias[...]
 
 
-class GroupNorm(nnx.Module):
-  """Group normalisation over `b h w d` in float32; with `valid` (b h w) the statistics leave padded cells out."""
-
-  def __init__(self, d: int, groups: int, *, epsilon: float = 1e-5, rngs):
-    self.scale = nnx.Param(ones(rngs.params(), (d,), jnp.float32))
-    self.bias = nnx.Param(zeros(rngs.params(), (d,), jnp.float32))
-    self.groups, self.epsilon = groups, epsilon
-
-  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    b, h, w, d = x.shape
-    grouped = x.astype(jnp.float32).reshape(b, h, w, self.groups, d // self.groups)
-    where = None if valid is None else valid[:, :, :, None, None]
-    x = _standardise(grouped, (1, 2, 4), where, self.epsilon).reshape(b, h, w, d)
-    return x * self.scale[...] + self.bias[...]
-
-
-@functools.partial(jax.checkpoint, static_argnums=(1, 3))
-def _standardise(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None, epsilon: float) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=(1,))
+def _standardise(x: jax.Array, epsilon: float) -> jax.Array:
   """(x - mean) / sqrt(variance + epsilon). Keeps only x for the backward pass: recomputing is cheaper than memory."""
-  mean = jnp.mean(x, axes, keepdims=True, where=where)
-  variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True, where=where)
-  return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+  x = x - jnp.mean(x, -1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + epsilon)
 
 
 class Mlp(nnx.Module):

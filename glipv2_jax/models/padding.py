@@ -24,9 +24,3 @@ def cells_valid(size: jax.Array, h: int, w: int) -> jax.Array:
 def zero_padding(x: jax.Array, size: jax.Array | None) -> jax.Array:
   """x (b h w d) with zeros in the padded cells."""
   return x if size is None else jnp.where(cells_valid(size, *x.shape[1:3])[..., None], x, jnp.zeros_like(x))
-
-
-def cell_mean(x: jax.Array, size: jax.Array | None) -> jax.Array:
-  """Mean over the cells of the picture: b h w d -> b d."""
-  where = None if size is None else cells_valid(size, *x.shape[1:3])[..., None]
-  return jnp.mean(x, (1, 2), where=where)

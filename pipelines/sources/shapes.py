@@ -12,12 +12,13 @@ import dataclasses
 import numpy as np
 
 from pipelines.records import Example, Span
-from pipelines.sources.shapes_scene import HELD_OUT, SEEN, Scene, make_scene
+from pipelines.sources.shapes_scene import COLOURS, HELD_OUT, KINDS, SEEN, Scene, Thing, make_scene
 from pipelines.sources.shapes_text import write_caption, write_questions
 
 SPLITS = ("train", "val", "zero_shot")  # a split's position seeds it: append only
 LENGTHS = (1_000_000, 512, 512)
 TASKS = ("detection", "grounding")
+NAMES = ("pair", "kind", "colour")  # class names of detection: "red circle", "circle", "red"
 NAMESPACE = 0x5A9E5  # keeps these streams apart from everybody else's
 
 
@@ -30,12 +31,13 @@ class ShapesConfig:
 
   split: str = "train"  # one of SPLITS
   task: str = "detection"  # one of TASKS
+  names: str = "pair"  # one of NAMES; for the task detection
   size: tuple[int, int] = (128, 128)  # height, width in pixels
   max_size: tuple[int, int] | None = None  # given: height and width are drawn per scene from size..max_size
   length: int | None = None  # scenes in the split; None: LENGTHS
 
   def __post_init__(self):
-    for field, known in (("split", SPLITS), ("task", TASKS)):
+    for field, known in (("split", SPLITS), ("task", TASKS), ("names", NAMES)):
       if (value := getattr(self, field)) not in known:
         raise ValueError(f"shapes: {field} {value!r} is not known; known: {', '.join(known)}")
     if len(self.size) != 2 or min(self.size) < 64:
@@ -50,8 +52,9 @@ class Shapes:
   """Random access to the scenes of one split; follows `records.Source`.
 
   Attributes:
-    classes: detection: the split's colour-kind names, for `zero_shot` the unseen ones first; grounding: ().
-    unseen_classes: names of the pairs that training never shows, for the split `zero_shot`; () otherwise.
+    classes: detection: the names of the split's pairs (for `zero_shot` the unseen ones first), of the kinds or of the
+      colours; grounding: ().
+    unseen_classes: those of them that training never shows: pairs of the split `zero_shot`; () otherwise.
   """
 
   def __init__(self, config: ShapesConfig | None = None, **options):
@@ -62,8 +65,10 @@ class Shapes:
     self.name = f"shapes_{self.config.split}"
     zero_shot = self.config.split == "zero_shot"
     self._pairs = frozenset(HELD_OUT + SEEN if zero_shot else SEEN)
-    self.unseen_classes = tuple(map(" ".join, HELD_OUT)) if zero_shot else ()
-    self.classes = self.unseen_classes + tuple(map(" ".join, SEEN)) if self.config.task == "detection" else ()
+    pairs = self.config.names == "pair"
+    self.unseen_classes = tuple(map(" ".join, HELD_OUT)) if zero_shot and pairs else ()
+    seen = tuple(map(" ".join, SEEN)) if pairs else KINDS if self.config.names == "kind" else COLOURS
+    self.classes = self.unseen_classes + seen if self.config.task == "detection" else ()
 
   def __len__(self) -> int:
     return self.config.length or LENGTHS[SPLITS.index(self.config.split)]
@@ -80,6 +85,9 @@ class Shapes:
     size = tuple(low) if high is None else tuple(int(rng.integers(a, b + 1)) for a, b in zip(low, high, strict=True))
     return make_scene(rng, size, held_out=self.config.split == "zero_shot")
 
+  def _label(self, thing: Thing) -> str:
+    return {"pair": f"{thing.colour} {thing.kind}", "kind": thing.kind, "colour": thing.colour}[self.config.names]
+
   def __getitem__(self, index: int) -> Example:
     """Detection: every thing. Grounding: the things that the caption names, each with the spans that name it."""
     scene = self.scene(index)
@@ -93,7 +101,7 @@ class Shapes:
     )
     boxes = np.array([thing.box for thing in scene.things], np.float32).reshape(-1, 4)
     if self.config.task == "detection":
-      labels = tuple(f"{thing.colour} {thing.kind}" for thing in scene.things)
+      labels = tuple(self._label(thing) for thing in scene.things)
       return Example(**common, boxes_xyxy_px=boxes, labels=labels, masks=scene.masks)
     caption, mentions = write_caption(scene.things, side, self._rng(int(index), 1))
     spans = [tuple(m.span for m in mentions if i in m.things) for i in range(len(boxes))]

@@ -19,6 +19,8 @@ from glipv2_jax.models import variants
 from glipv2_jax.models.glipv2 import graphdef
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
+# Rounding grows through the tower, most on the smallest maps (six cells); each layer alone is held to 1e-5.
+END_TO_END = {"glip_t": 1e-4, "others": 3e-4}
 CLIP = dataclasses.replace(variants.get("glip_t"), text=variants.CLIP_BASE)
 
 
@@ -157,8 +159,8 @@ def test_glip_t(case, glip_t, shared):
   golden = np.load(folder / f"{case}_tower.npz")
   for prefix in ("tower/00", "tower/01", "dyconv0", "tower/02"):
     report |= check(found, golden, 1e-5, prefix)
-  report |= check(found, golden, 1e-4)  # fuse0 is recovered by a division by gamma, deep stages add up
-  report |= check(head(glip_t, levels, words), np.load(folder / f"{case}_head.npz"), 1e-4)
+  report |= check(found, golden, END_TO_END["glip_t"])  # fuse0 is recovered by a division by gamma, deep stages add up
+  report |= check(head(glip_t, levels, words), np.load(folder / f"{case}_head.npz"), END_TO_END["glip_t"])
   print({key: f"{value:.1e}" for key, value in report.items()})
 
 
@@ -170,9 +172,8 @@ def test_glip_a(shared):
   _, levels = backbone(model, images)
   text, _ = bert_layers(model, ids, valid)
   _, levels, _ = tower(model, levels, None, valid, "")
-  report = check(
-    head(model, levels, text["text/embedded"]), np.load(shared / "golden/glip/pair_glip_t_a_head.npz"), 1e-4
-  )
+  golden = np.load(shared / "golden/glip/pair_glip_t_a_head.npz")
+  report = check(head(model, levels, text["text/embedded"]), golden, END_TO_END["glip_t"])
   print({key: f"{value:.1e}" for key, value in report.items()})
 
 
@@ -191,8 +192,8 @@ def test_clip_text(shared):
   report = check(found, np.load(folder / "clip_text_text.npz"), 1e-5)
   found, levels, words = tower(model, levels, words, valid, "CLIPTransformerLayer")
   golden = np.load(folder / "clip_text_tower.npz")
-  report |= check(found, golden, 1e-5, "tower/0") | check(found, golden, 1e-4)
-  report |= check(head(model, levels, words), np.load(folder / "clip_text_head.npz"), 1e-4)
+  report |= check(found, golden, 1e-5, "tower/0") | check(found, golden, END_TO_END["others"])
+  report |= check(head(model, levels, words), np.load(folder / "clip_text_head.npz"), END_TO_END["others"])
   print({key: f"{value:.1e}" for key, value in report.items()})
 
 
@@ -201,8 +202,11 @@ def test_glip_l(shared):
   folder = shared / "golden/glip_more"
   model = network(variants.get("glip_l"), shared)
   images, ids, valid = inputs(folder / "glip_l_inputs.npz")
-  _, levels = backbone(model, images)
-  _, words = bert_layers(model, ids, valid)
-  _, levels, words = tower(model, levels, words, valid, "BertEncoderLayer")
-  report = check(head(model, levels, words), np.load(folder / "glip_l_head.npz"), 1e-4)
+  golden = np.load(folder / "glip_l_features.npz")
+  found, levels = backbone(model, images)
+  text, words = bert_layers(model, ids, valid)
+  report = check(found | text, golden, 1e-5)
+  found, levels, words = tower(model, levels, words, valid, "BertEncoderLayer")
+  report |= check(found, golden, 1e-5, "tower/0") | check(found, golden, END_TO_END["others"])
+  report |= check(head(model, levels, words), np.load(folder / "glip_l_head.npz"), END_TO_END["others"])
   print({key: f"{value:.1e}" for key, value in report.items()})

@@ -1,0 +1,114 @@
+"""Small functions of the network against loops or closed forms."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glipv2_jax.models.dyhead import Segments, bilinear
+from glipv2_jax.models.fpn import drop_block, nearest
+from glipv2_jax.models.layers import Keys, LayerNorm, Linear, drop_path, dropout, gelu, l2_normalise
+from glipv2_jax.models.swin import partition, relative_position_index, shift_regions, unpartition
+
+
+def noise(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_linear_and_norm_keep_leading_axes():
+  x = noise(2, 3, 4, 5)
+  layer = Linear(5, 7, dtype=jnp.float32, rngs=Keys(jax.random.key(0)))
+  np.testing.assert_allclose(layer(x), x @ layer.kernel[...] + layer.bias[...], atol=1e-5)
+  assert float(jnp.abs(layer.kernel[...]).max()) <= 1 / math.sqrt(5)
+  y = np.asarray(LayerNorm(5, 1e-5, rngs=Keys(jax.random.key(0)))(x), np.float64)
+  wide = x.astype(np.float64)
+  expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_gelu_is_the_exact_form():
+  x = np.linspace(-5, 5, 41, dtype=np.float32)
+  expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x]
+  np.testing.assert_allclose(gelu(x), expected, atol=1e-6)
+  slope = jax.vmap(jax.grad(gelu))(x)
+  cdf = [0.5 * (1 + math.erf(v / math.sqrt(2))) + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi) for v in x]
+  np.testing.assert_allclose(slope, cdf, atol=1e-6)
+
+
+def test_l2_normalise_is_finite_at_zero():
+  assert np.isfinite(jax.grad(lambda x: l2_normalise(x).sum())(jnp.zeros(4))).all()
+  np.testing.assert_allclose(l2_normalise(jnp.array([3.0, 4.0])), [0.6, 0.8], atol=1e-6)
+
+
+def test_random_layers_keep_the_mean_and_obey_none():
+  x, key = jnp.ones((4000, 3)), jax.random.key(0)
+  for layer in (dropout, drop_path):
+    assert layer(x, 0.3, None) is x and layer(x, 0.0, key) is x
+    y = np.asarray(layer(x, 0.3, key))
+    assert abs(y.mean() - 1) < 0.05 and np.allclose(np.unique(y.round(4)), [0, 1 / 0.7], atol=1e-3)
+  rows = np.asarray(drop_path(x, 0.3, key))
+  assert (rows == rows[:, :1]).all()  # whole examples
+
+
+def test_drop_block_drops_blocks_of_all_channels():
+  x = np.abs(noise(4, 20, 20, 3)) + 1
+  y = np.asarray(drop_block(x, 0.3, jax.random.key(1)))
+  ratio = y / x
+  kept = ratio[ratio > 0]
+  np.testing.assert_allclose(kept, kept[0], rtol=1e-5)
+  dropped = (ratio == 0).all(-1)
+  assert ((ratio == 0).any(-1) == dropped).all() and 0.1 < dropped.mean() < 0.5
+  np.testing.assert_allclose(kept[0], dropped.size / (~dropped).sum(), rtol=1e-5)
+  for b, i, j in np.argwhere(dropped):  # every dropped cell belongs to a dropped 3x3 block (cut at the border)
+    centres = [(i + p, j + q) for p in (-1, 0, 1) for q in (-1, 0, 1) if 0 <= i + p < 20 and 0 <= j + q < 20]
+    assert any(dropped[b, max(p - 1, 0) : p + 2, max(q - 1, 0) : q + 2].all() for p, q in centres)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (5, 7), (6, 8), (13, 21)])
+def test_nearest_by_floor(size):
+  x = noise(1, (size[0] + 1) // 2, (size[1] + 1) // 2, 2)
+  expected = [
+    [x[0, i * x.shape[1] // size[0], j * x.shape[2] // size[1]] for j in range(size[1])] for i in range(size[0])
+  ]
+  np.testing.assert_array_equal(nearest(x, *size)[0], expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (1, 2, 1, 4), (1, 1, 2, 2)])
+def test_bilinear_with_aligned_corners(shape):
+  h, w, out_h, out_w = shape
+  x = noise(2, h, w, 3)
+  expected = np.empty((2, out_h, out_w, 3))
+  for i, j in np.ndindex(out_h, out_w):
+    y, z = (i * (h - 1) / max(out_h - 1, 1), j * (w - 1) / max(out_w - 1, 1))
+    top, left = min(int(y), h - 1), min(int(z), w - 1)
+    low, right = min(top + 1, h - 1), min(left + 1, w - 1)
+    a, b = y - top, z - left
+    upper = x[:, top, left] * (1 - b) + x[:, top, right] * b
+    expected[:, i, j] = upper * (1 - a) + (x[:, low, left] * (1 - b) + x[:, low, right] * b) * a
+  np.testing.assert_allclose(bilinear(x, out_h, out_w), expected, atol=1e-5)
+
+
+def test_segments_against_slices():
+  x, valid = noise(2, 9, 4), np.array([[1, 1, 0, 1, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 1, 1, 1, 1]], bool)
+  means = np.stack([[x[b, s][valid[b, s]].mean(0) for s in (slice(0, 3), slice(3, 9))] for b in range(2)])
+  segments = Segments([3, 6], valid)
+  np.testing.assert_allclose(segments.mean(x), means, atol=1e-5)
+  np.testing.assert_allclose(segments.spread(means)[:, 2:4], means, atol=1e-6)
+  y = np.asarray(Segments([3, 6]).standardise(x, 2)).reshape(2, 9, 2, 2)
+  for part in (y[:, :3], y[:, 3:]):
+    np.testing.assert_allclose(part.mean((1, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(part.var((1, 3)), 1, atol=1e-3)
+
+
+def test_windows():
+  x = noise(2, 8, 12, 3)
+  windows = partition(x, 4)
+  np.testing.assert_array_equal(windows[1, 4].reshape(4, 4, 3), x[1, 4:8, 4:8])
+  np.testing.assert_array_equal(unpartition(windows, 4, 8, 12), x)
+  index = relative_position_index(3)
+  for a, b in np.ndindex(9, 9):
+    assert index[a, b] == (a // 3 - b // 3 + 2) * 5 + (a % 3 - b % 3 + 2)
+  rows = shift_regions(8, 8, 4)[:, 0] // 3
+  assert rows.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
