@@ -115,9 +115,10 @@ def landscape_and_portrait(*canvases: tuple[int, int]) -> tuple[tuple[int, int],
   return tuple(size for height, width in canvases for size in ((height, width), (width, height)))
 
 
-def shapes(split: str, task: str, weight: float, size: tuple[int, int] = (128, 128)) -> config_dict.ConfigDict:
+def shapes(split: str, task: str, weight: float, names: str = "pair") -> config_dict.ConfigDict:
   """An entry of `sources`: the embedded data set."""
-  return config_dict.ConfigDict(dict(kind="shapes", weight=weight, split=split, task=task, size=size))
+  fields = dict(kind="shapes", weight=weight, split=split, task=task, names=names, size=(128, 128))
+  return config_dict.ConfigDict(fields)
 
 
 def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
@@ -142,5 +143,16 @@ def small(c: config_dict.ConfigDict) -> None:
   c.optim.schedule = "cosine"
   c.optim.lr = 1e-3
   c.optim.weight_decay = 0.01
-  # From scratch nothing is pre-trained, so the text encoder learns at the full rate.
-  c.optim.rules = ((r".*bias.*", 1.0, 0.0), (r".*", 1.0, 1.0))
+  c.optim.clip_norm = 20.0
+  # From scratch: prediction layers start near zero and have far to go, offsets should move late.
+  c.optim.rules = (
+    (r".*/offset/.*", 0.1, 0.0),
+    (r"head/log_scale", 1.0, 0.0),
+    (r"head/projection_text/.*", 2.0, 0.0),
+    (r"head/.*bias.*", 5.0, 0.0),
+    (r"head/.*", 5.0, 1.0),
+    (r"text/.*", 0.5, 1.0),
+    (r".*bias.*", 1.0, 0.0),
+    (r".*", 1.0, 1.0),
+  )
+  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, box=1.0, centerness=0.5))

@@ -3,7 +3,8 @@
   make demo
   glipv2 train --config=configs/demo.py --workdir=runs/demo
 
-Half of the batches' rows are detection prompts ("red circle. blue star. ..."), half are captions with grounded phrases.
+The rows are detection prompts that name kinds ("circle. star. ..."), colours ("red. blue. ...") or both ("red circle.
+blue star. ..."), and captions with grounded phrases. Evaluation: kinds and captions of held-out scenes.
 """
 
 from configs import common
@@ -13,13 +14,15 @@ def get_config(arg: str | None = None):
   _, switches = common.parse_arg(arg, ("demo",))
   c = common.base()
   common.small(c)
-  c.data.sources.detection = common.shapes("train", "detection", 0.5)
-  c.data.sources.grounding = common.shapes("train", "grounding", 0.5)
+  c.data.sources.kinds = common.shapes("train", "detection", 0.25, "kind")
+  c.data.sources.colours = common.shapes("train", "detection", 0.25, "colour")
+  c.data.sources.pairs = common.shapes("train", "detection", 0.1)
+  c.data.sources.captions = common.shapes("train", "grounding", 0.4)
   c.data.canvases = ((128, 128),)
   c.data.batch = 16
   c.data.max_boxes = 8
-  c.eval.sources.detection = common.shapes("val", "detection", 1.0)
-  c.eval.sources.grounding = common.shapes("val", "grounding", 1.0)
+  c.eval.sources.captions = common.shapes("val", "grounding", 1.0)
+  c.eval.sources.kinds = common.shapes("val", "detection", 1.0, "kind")
   c.eval.canvases = ((128, 128),)
   c.eval.batch = 32
   c.eval.limit = 256

@@ -24,11 +24,11 @@ def get_config(arg: str | None = None):
   c.prompt.mode = "all"
   if member == "demo":
     common.small(c)
-    c.data.canvases = common.landscape_and_portrait((240, 320))
+    c.data.canvases = ((256, 256),)  # neutral; set it to the shape of your pictures
     c.data.batch = 8
     c.data.max_boxes = 64
     c.data.workers = 1
-    c.eval.canvases = common.landscape_and_portrait((240, 320))
+    c.eval.canvases = ((256, 256),)
     c.eval.batch = 8
     c.model.mask_padding = True
     c.optim.warmup_steps = 100

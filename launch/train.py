@@ -5,7 +5,8 @@
 
 Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
-on each. The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
+on each. On a CPU, --cpu_devices=2 splits the batch over two devices, which keeps two cores busier than one device
+does. The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
 """
 
 import json
@@ -19,6 +20,8 @@ from ml_collections import config_flags
 
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import loop, objective
+from glipv2_jax.train.metrics import TrainingDiverged
+from glipv2_jax.train.skips import TooManySkipped
 from launch import scoring
 from launch.experiment import Experiment, from_tree
 from launch.predicting import Predictor
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "config", None, "configuration file", lock_config=True, flag_values=values, sys_argv=arguments
   )
   flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  flags.DEFINE_integer("cpu_devices", None, "split the CPU into so many devices", flag_values=values)
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several hosts", flag_values=values)
   flags.DEFINE_integer("process_count", None, "number of processes", flag_values=values)
   flags.DEFINE_integer("process_id", None, "number of this process", flag_values=values)
@@ -96,18 +100,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("config", "workdir"):
       if values[name].value is None:
         raise app.UsageError(f"--{name} is needed; see `glipv2 train --help`")
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
-    if values.coordinator is not None:
-      jax.distributed.initialize(values.coordinator, values.process_count, values.process_id)
     experiment = from_tree(config.value.to_dict())
-    result = run(experiment, pathlib.Path(values.workdir))
   except (flags.Error, app.UsageError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-    print(f"glipv2 train: {error}", file=sys.stderr)
-    return 1
+    return _stop(error)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
+  if values.cpu_devices is not None:
+    jax.config.update("jax_num_cpu_devices", values.cpu_devices)
+  if values.coordinator is not None:
+    jax.distributed.initialize(values.coordinator, values.process_count, values.process_id)
+  try:
+    result = run(experiment, pathlib.Path(values.workdir))
+  except (OSError, ValueError, TrainingDiverged, TooManySkipped) as error:
+    return _stop(error)
   if jax.process_index() == 0:
     print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
   return 0
+
+
+def _stop(error: Exception) -> int:
+  print(f"glipv2 train: {error}", file=sys.stderr)
+  return 1
 
 
 if __name__ == "__main__":

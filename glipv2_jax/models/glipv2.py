@@ -10,6 +10,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,13 @@ def graphdef(cfg: ModelConfig) -> nnx.GraphDef:
 
 def init_params(cfg: ModelConfig, key: jax.Array) -> dict:
   """Fresh parameters as a nested dict. Jit it (with `out_shardings`) or call it under `jax.eval_shape`."""
-  return nnx.to_pure_dict(nnx.state(GLIPv2(cfg, rngs=Keys(key)), nnx.Param))
+  params = nnx.to_pure_dict(nnx.state(GLIPv2(cfg, rngs=Keys(key)), nnx.Param))
+
+  def scaled(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return x * next((factor for pattern, factor in cfg.init_scale if re.fullmatch(pattern, name)), 1.0)
+
+  return jax.tree_util.tree_map_with_path(scaled, params) if cfg.init_scale else params
 
 
 def abstract_params(cfg: ModelConfig) -> dict:

@@ -62,6 +62,9 @@ class ModelConfig:
   freeze_stages: int = -1  # 2: patch_embed and the first Swin stage (GLIP-L, reference 1.1)
   image_mean_bgr: tuple[float, float, float] = (103.530, 116.280, 123.675)
   image_std_bgr: tuple[float, float, float] = (57.375, 57.120, 58.395)
+  # (path pattern, factor on the initial value), first match wins; () keeps the authors' initialisation. That one is
+  # made for wide networks with pre-trained encoders; a narrow one that starts from nothing needs other scales.
+  init_scale: tuple[tuple[str, float], ...] = ()
   # Options that are not part of the network's identity; launch code replaces them.
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
   mask_padding: bool = False  # True: padded pixels and cells take no part (not checkpoint-exact with the authors)
@@ -96,7 +99,13 @@ VARIANTS: dict[str, ModelConfig] = {
     max_tokens=64,
     dropblock=0.0,
     anchor_scale=4.0,
-    compute_dtype="float32",
+    init_scale=(
+      (r"swin/stages/.*/kernel", 4.0),  # N(0, 0.02) suits widths of several hundred
+      (r"text/embeddings/word/.*", 5.0),  # words louder than positions
+      (r"text/.*/kernel", 2.0),
+      (r".*/offset/.*", 0.02),  # the deformable convolution starts as a plain one
+      (r"head/projection_text/kernel", 2.7),  # the word-region product leaves its saddle sooner
+    ),
   ),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from glipv2_jax.models import variants
-from glipv2_jax.models.glipv2 import abstract_params, graphdef, normalise_image
+from glipv2_jax.models.glipv2 import abstract_params, graphdef, init_params, normalise_image, param_paths
 from glipv2_jax.models.padding import cells_valid, level_sizes
 from tests import tiny
 
@@ -160,3 +160,12 @@ def test_other_kinds_run(kind):
 def test_fusion_without_text_is_refused():
   with pytest.raises(ValueError, match="fusion"):
     graphdef(dataclasses.replace(variants.get("demo"), text=None))
+
+
+def test_initial_scales_multiply_what_they_match():
+  plain = init_params(dataclasses.replace(variants.get("demo"), init_scale=()), jax.random.key(0))
+  scaled = init_params(
+    dataclasses.replace(variants.get("demo"), init_scale=((r".*/offset/kernel", 0.5), (r".*", 2.0))), jax.random.key(0)
+  )
+  for path, a, b in zip(param_paths(plain), jax.tree.leaves(plain), jax.tree.leaves(scaled), strict=True):
+    np.testing.assert_array_equal(b, a * (0.5 if path.endswith("offset/kernel") else 2.0), err_msg=path)
