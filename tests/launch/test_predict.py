@@ -32,8 +32,8 @@ def config():
   c.eval.canvases = ((64, 64),)
   c.eval.batch = 8
   c.eval.limit = 9  # two batches of eight, the second one mostly padding
-  del c.eval.sources.detection
-  c.eval.sources.grounding.size = (64, 64)
+  del c.eval.sources.kinds
+  c.eval.sources.captions.size = (64, 64)
   c.train.evaluate_ema = False
   return c.to_dict()
 
