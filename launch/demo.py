@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--workdir", default="runs/demo", type=pathlib.Path)
   workdir = parser.parse_args(argv).workdir
   flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags
-  jax.config.update("jax_num_cpu_devices", 2)  # two devices of one core each finish a step sooner than one of two
+  jax.config.update("jax_num_cpu_devices", 2)  # one device per core
 
   began = time.monotonic()
   run = experiment.from_tree(demo.get_config().to_dict())

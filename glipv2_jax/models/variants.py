@@ -63,7 +63,7 @@ class ModelConfig:
   image_mean_bgr: tuple[float, float, float] = (103.530, 116.280, 123.675)
   image_std_bgr: tuple[float, float, float] = (57.375, 57.120, 58.395)
   # (path pattern, factor on the initial value), first match wins; () keeps the authors' initialisation. That one is
-  # made for wide networks with pre-trained encoders; a narrow one that starts from nothing needs other scales.
+  # made for wide networks with pre-trained encoders; a narrow one that starts from nothing may need other scales.
   init_scale: tuple[tuple[str, float], ...] = ()
   # Options that are not part of the network's identity; launch code replaces them.
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
@@ -104,7 +104,7 @@ VARIANTS: dict[str, ModelConfig] = {
       (r"text/embeddings/word/.*", 5.0),  # words louder than positions
       (r"text/.*/kernel", 2.0),
       (r".*/offset/.*", 0.02),  # the deformable convolution starts as a plain one
-      (r"head/projection_text/kernel", 2.7),  # the word-region product leaves its saddle sooner
+      (r"head/projection_text/kernel", 2.7),  # larger word-region products from the start
     ),
   ),
 }
