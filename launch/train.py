@@ -5,7 +5,8 @@
 
 Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
-on each. On a CPU, --cpu_devices=2 splits the batch over two devices. The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
+on each. On a CPU, --cpu_devices=2 splits the batch over two devices.
+The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
 """
 
 import json
