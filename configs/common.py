@@ -68,6 +68,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.gamma = 0.1
   c.optim.warmup_steps = 2000
   c.optim.weight_decay = 1e-4
+  c.optim.beta2 = 0.999
   c.optim.clip_norm = 1.0
   c.optim.ema_decay = 0.999
   # (path pattern, learning-rate multiplier, weight-decay multiplier), first match wins (reference 1.2).
@@ -143,6 +144,7 @@ def small(c: config_dict.ConfigDict) -> None:
   c.optim.schedule = "cosine"
   c.optim.lr = 1e-3
   c.optim.weight_decay = 0.01
+  c.optim.beta2 = 0.98  # gradients shrink fast in the first steps; forget their size soon
   c.optim.clip_norm = 20.0
   # From scratch: prediction layers start near zero and have far to go, offsets should move late.
   c.optim.rules = (

@@ -3,8 +3,8 @@
   make demo
   glipv2 train --config=configs/demo.py --workdir=runs/demo
 
-The rows are detection prompts that name kinds ("circle. star. ..."), colours ("red. blue. ...") or both ("red circle.
-blue star. ..."), and captions with grounded phrases. Evaluation: kinds and captions of held-out scenes.
+The rows are detection prompts that name kinds ("circle. star. ...") or colours ("red. blue. ..."), and captions with
+grounded phrases. Evaluation: kinds and captions of held-out scenes.
 """
 
 from configs import common
@@ -14,10 +14,9 @@ def get_config(arg: str | None = None):
   _, switches = common.parse_arg(arg, ("demo",))
   c = common.base()
   common.small(c)
-  c.data.sources.kinds = common.shapes("train", "detection", 0.25, "kind")
-  c.data.sources.colours = common.shapes("train", "detection", 0.25, "colour")
-  c.data.sources.pairs = common.shapes("train", "detection", 0.1)
-  c.data.sources.captions = common.shapes("train", "grounding", 0.4)
+  c.data.sources.kinds = common.shapes("train", "detection", 0.4, "kind")
+  c.data.sources.colours = common.shapes("train", "detection", 0.15, "colour")
+  c.data.sources.captions = common.shapes("train", "grounding", 0.45)
   c.data.canvases = ((128, 128),)
   c.data.batch = 16
   c.data.max_boxes = 8
@@ -28,7 +27,7 @@ def get_config(arg: str | None = None):
   c.eval.limit = 256
   c.optim.warmup_steps = 100
   c.optim.ema_decay = 0.995
-  c.train.total_steps = 1500
+  c.train.total_steps = 2000
   c.train.checkpoint_every = 250
   c.train.evaluate_ema = True
   if "debug" in switches:

@@ -38,7 +38,7 @@ class DataConfig:
   prompt: PromptConfig = PromptConfig()
   seed: int = 0
   workers: int = 0  # processes; 0: a thread of this one
-  skip_limit: float = 0.05  # fraction of unusable records above which training stops (SkipStats)
+  skip_limit: float = 0.05  # fraction of unusable records above which training stops (train/skips.py)
 
   def prepare(self) -> PrepareConfig:
     """The part that `pipelines/prepare_example.py` needs."""

@@ -55,8 +55,8 @@ def batch(step: int, rows: int = 8, canvas: tuple[int, int] = CANVAS) -> Batch:
   )
 
 
-def data(start: int, rows: int = 8, skipped: tuple = ()):
+def data(start: int, rows: int = 8, skipped: tuple = (), reduced: tuple = ()):
   """Endless batches from step `start` on, as the loop wants them."""
   while True:
-    yield types.SimpleNamespace(batch=batch(start, rows), skipped=skipped)
+    yield types.SimpleNamespace(batch=batch(start, rows), skipped=skipped, reduced=reduced)
     start += 1

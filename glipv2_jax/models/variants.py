@@ -104,7 +104,9 @@ VARIANTS: dict[str, ModelConfig] = {
       (r"text/embeddings/word/.*", 5.0),  # words louder than positions
       (r"text/.*/kernel", 2.0),
       (r".*/offset/.*", 0.02),  # the deformable convolution starts as a plain one
-      (r"head/projection_text/kernel", 2.7),  # larger word-region products from the start
+      # Words and regions learn from their products: small ones on both sides are a saddle that takes long to leave.
+      (r"head/projection_text/kernel", 12.0),
+      (r"tower/.*/fusion/gamma_[vl]", 0.2),  # untrained fusion adds the same noise to all cells, and to all words
     ),
   ),
 }

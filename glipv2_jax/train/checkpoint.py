@@ -1,8 +1,9 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint holds two items: `state` (the whole TrainState) and `meta` (JSON: step, examples, seconds of training so
-far, variant, config, git revision, skipped records). Saving is asynchronous and atomic: a killed run leaves either the
-whole checkpoint or none. Restoring names shape, dtype and sharding of every array, so the mesh may have any shape.
+far, variant, config, git revision, skipped and reduced records). Saving is asynchronous and atomic: a killed run leaves
+either the whole checkpoint or none. Restoring names shape, dtype and sharding of every array, so the mesh may have any
+shape.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ class Meta:
   variant: str
   config: dict[str, Any]
   git: str
-  skipped: dict[str, int]
+  skipped: dict[str, int]  # records passed over, by reason
+  reduced: dict[str, int]  # records used without some of their boxes, by reason
 
 
 def manager(

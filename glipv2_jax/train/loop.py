@@ -55,7 +55,8 @@ class Feed(Protocol):
   """What the loop reads of a host batch (pipelines.records.HostBatch)."""
 
   batch: Batch  # this process's rows, NumPy
-  skipped: tuple[tuple[str, str], ...]  # (reason, record)
+  skipped: tuple[tuple[str, str], ...]  # (reason, record): passed over
+  reduced: tuple[tuple[str, str], ...]  # (reason, record): used without some of its boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def train(
       state, meta = restored
     else:
       state = initialise(objective, optimizer, abstract, config.seed, config.init_from)
-      meta = checkpoint.Meta(0, 0, 0.0, variant, dict(record), checkpoint.git_revision(), {})
+      meta = checkpoint.Meta(0, 0, 0.0, variant, dict(record), checkpoint.git_revision(), {}, {})
     start, examples = meta.step, meta.examples
 
     # Log, data and the compiled step.
@@ -116,7 +117,7 @@ def train(
     progress = stack.enter_context(contextlib.closing(Progress(config.total_steps, start, quiet=not writes)))
     files = stack.enter_context(contextlib.closing(MetricFiles(workdir, start))) if writes else None
     recorder = Recorder(files, progress, config.log_every, meta.seconds)
-    skips = Skips(config.skip_limit, meta.skipped, progress.note)
+    skips = Skips(config.skip_limit, meta.skipped, meta.reduced, progress.note)
     progress.note(_greeting(shapes, mesh, start, config))
     for pattern in sharding_rules.unused(shapes, config.sharding):
       progress.note(f"sharding rule {pattern!r} decides nothing in this network")
@@ -127,7 +128,7 @@ def train(
     def save(step):
       recorder.flush()  # the log is complete, and finite, up to every checkpoint
       now = checkpoint.Meta(
-        step, examples, recorder.seconds, variant, dict(record), checkpoint.git_revision(), dict(skips.counts)
+        step, examples, recorder.seconds, variant, dict(record), checkpoint.git_revision(), **skips.numbers()
       )
       checkpoint.save(checkpoints, state, now)
 
@@ -148,14 +149,14 @@ def train(
       batch = meshes.to_global(host.batch, mesh)
       images, *canvas = batch.image.shape[:3]
       examples += images
-      skips.add(host.skipped, host.batch.image.shape[0])
+      skips.add(host.skipped, host.reduced, host.batch.image.shape[0])
       if tuple(canvas) not in canvases:
         canvases.add(tuple(canvas))
         progress.note(f"step {step}: compiling for canvas {canvas[0]}x{canvas[1]}")
 
       # The step, and the numbers of the one before.
       state, metrics = train_step(state, batch)
-      notes = {"canvas": canvas, "skipped": dict(skips.counts)}
+      notes = {"canvas": canvas, **skips.numbers()}
       recorder.step(step, metrics, images, data_seconds, notes)
 
       # Checkpoint, evaluate, or leave.

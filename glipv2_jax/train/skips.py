@@ -1,10 +1,12 @@
-"""Counts of broken records that the data pipeline passed over; too many of them stop the run."""
+"""Counts of records that the data pipeline passed over (too many stop the run) or used without some of their boxes."""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
 
-SHOWN = 5  # records named in full
+SHOWN = 5  # records named in full, of each reason
 GRACE = 200  # examples before the fraction means anything
+
+Pairs = Iterable[tuple[str, str]]  # (reason, record)
 
 
 class TooManySkipped(RuntimeError):
@@ -12,24 +14,38 @@ class TooManySkipped(RuntimeError):
 
 
 class Skips:
-  """limit: largest accepted fraction of skipped records among this process's examples; counts: from a checkpoint."""
+  """limit: largest accepted fraction of skipped records among this process's examples; skipped, reduced: counts from a
+  checkpoint."""
 
-  def __init__(self, limit: float, counts: Mapping[str, int], note: Callable[[str], None]):
-    self.counts = collections.Counter(counts)
+  def __init__(self, limit: float, skipped: Mapping[str, int], reduced: Mapping[str, int], note: Callable[[str], None]):
+    self.skipped, self.reduced = collections.Counter(skipped), collections.Counter(reduced)
     self._limit, self._note = limit, note
+    self._named = collections.Counter()
     self._here = self._examples = 0
 
-  def add(self, skipped: Iterable[tuple[str, str]], examples: int) -> None:
-    """skipped: (reason, record) pairs met while drawing `examples` examples. Raises TooManySkipped."""
+  def add(self, skipped: Pairs, reduced: Pairs, examples: int) -> None:
+    """What was met while drawing `examples` examples. Raises TooManySkipped."""
     self._examples += examples
-    for reason, record in skipped:
-      self.counts[reason] += 1
-      self._here += 1
-      if self._here <= SHOWN:
-        self._note(f"skipped record {record}: {reason}" + (" (further ones are only counted)" * (self._here == SHOWN)))
+    self._count(self.reduced, reduced, "reduced")
+    self._here += self._count(self.skipped, skipped, "skipped")
     if self._examples >= GRACE and self._here > self._limit * (self._examples + self._here):
-      reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())
+      reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
       raise TooManySkipped(
         f"{self._here} of {self._examples + self._here} records could not be used ({reasons}), more than "
         f"skip_limit = {self._limit}; repair the data or raise the limit"
       )
+
+  def _count(self, counts: collections.Counter, pairs: Pairs, verb: str) -> int:
+    """Adds `pairs` to `counts`, names the first records of every reason and returns the number of pairs."""
+    pairs = tuple(pairs)
+    for reason, record in pairs:
+      counts[reason] += 1
+      self._named[verb, reason] += 1
+      if (seen := self._named[verb, reason]) <= SHOWN:
+        more = " (further ones are only counted)" if seen == SHOWN else ""
+        self._note(f"{verb} record {record}: {reason}{more}")
+    return len(pairs)
+
+  def numbers(self) -> dict[str, dict[str, int]]:
+    """For the log and the checkpoint: {"skipped": {reason: count}, "reduced": {reason: count}}."""
+    return {"skipped": dict(self.skipped), "reduced": dict(self.reduced)}

@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)
     state = TrainState(jnp.int32(7), params, {}, jax.tree.map(jnp.zeros_like, params))
     with checkpoint.manager(folder / checkpoint.FOLDER) as checkpoints:
-      checkpoint.save(checkpoints, state, checkpoint.Meta(7, 70, 1.0, "tiny", config(), "unknown", {}))
+      checkpoint.save(checkpoints, state, checkpoint.Meta(7, 70, 1.0, "tiny", config(), "unknown", {}, {}))
     yield folder
 
 

@@ -52,7 +52,7 @@ class Machine:
 
 
 def meta(number):
-  return checkpoint.Meta(number, 8 * number, 0.0, "tiny", {}, "unknown", {})
+  return checkpoint.Meta(number, 8 * number, 0.0, "tiny", {}, "unknown", {}, {})
 
 
 def test_eight_devices_train_like_one_and_the_checkpoint_goes_on_alone(tmp_path):

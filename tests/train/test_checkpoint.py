@@ -28,7 +28,7 @@ def build(data=1, fsdp=1, init=toy.init, ema_decay=0.9):
 
 def meta(step, variant="toy"):
   return checkpoint.Meta(
-    step, 8 * step, 1.5, variant, {"optim": {"lr": 0.1, "rules": [[".*", 1.0]]}}, "abc", {"nan": 2}
+    step, 8 * step, 1.5, variant, {"optim": {"lr": 0.1, "rules": [[".*", 1.0]]}}, "abc", {"nan": 2}, {"many": 3}
   )
 
 

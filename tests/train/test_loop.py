@@ -130,7 +130,7 @@ def test_divergence_names_step_and_term_and_leaves_no_bad_checkpoint(tmp_path):
       batch = feed.batch
       if start == 6:
         batch = dataclasses.replace(batch, image_size=batch.image_size * 0)
-      yield types.SimpleNamespace(batch=batch, skipped=())
+      yield types.SimpleNamespace(batch=batch, skipped=(), reduced=())
 
   with pytest.raises(metrics.TrainingDiverged, match="step 6: .*other.* not finite"):
     train(tmp_path, data=data, objective=dataclasses.replace(toy.OBJECTIVE, loss=loss))
@@ -139,11 +139,12 @@ def test_divergence_names_step_and_term_and_leaves_no_bad_checkpoint(tmp_path):
 
 def test_skipped_records_are_logged_survive_restarts_and_stop_the_run(tmp_path):
   def data(start):
-    return tiny.data(start, skipped=(("nan_box", f"shapes/{start}"),))
+    return tiny.data(start, skipped=(("nan_box", f"shapes/{start}"),), reduced=(("too_many_boxes", "shapes/0"),) * 2)
 
   train(tmp_path, data=data, total_steps=3)
   train(tmp_path, data=data, total_steps=6)
   assert [line["skipped"] for line in lines(tmp_path)] == [{"nan_box": n} for n in range(1, 7)]
+  assert [line["reduced"] for line in lines(tmp_path)] == [{"too_many_boxes": 2 * n} for n in range(1, 7)]
   with pytest.raises(skips.TooManySkipped, match="nan_box"):
     train(tmp_path, data=data, total_steps=6 + skips.GRACE, checkpoint_every=1000)
 

@@ -122,20 +122,29 @@ def test_a_terminal_gets_a_bar_and_other_processes_nothing():
 
 def test_skips_are_counted_by_reason_and_the_first_are_named():
   notes = []
-  counter = skips.Skips(0.5, {"nan_box": 2}, notes.append)
-  for i in range(10):
-    counter.add([("nan_box" if i % 2 else "undecodable_image", f"shapes/{i}")], examples=4)
-  assert counter.counts == {"nan_box": 7, "undecodable_image": 5}
-  assert len(notes) == skips.SHOWN and "shapes/0" in notes[0] and "undecodable_image" in notes[0]
+  counter = skips.Skips(0.5, {"nan_box": 2}, {"too_many_boxes": 1}, notes.append)
+  for i in range(12):
+    counter.add([("nan_box" if i % 2 else "undecodable_image", f"shapes/{i}")], [("too_many_boxes", "s/1")] * 3, 4)
+  assert counter.numbers() == {"skipped": {"nan_box": 8, "undecodable_image": 6}, "reduced": {"too_many_boxes": 37}}
+  for start in ("skipped record shapes/0: undecodable", "skipped record shapes/1: nan_box", "reduced record s/1: too"):
+    assert any(note.startswith(start) for note in notes)
+  assert len(notes) == 3 * skips.SHOWN  # the first of every reason
+
+
+def test_records_that_lost_boxes_never_stop_the_run():
+  counter = skips.Skips(0.0, {}, {}, lambda note: None)
+  for _ in range(100):
+    counter.add([], [("caption_truncated", "goldg/7")] * 8, examples=8)
+  assert counter.numbers() == {"skipped": {}, "reduced": {"caption_truncated": 800}}
 
 
 def test_too_many_skips_stop_the_run():
-  counter = skips.Skips(0.1, {}, lambda note: None)
+  counter = skips.Skips(0.1, {}, {}, lambda note: None)
   bad = [("empty_caption", "goldg/7")]
   with pytest.raises(skips.TooManySkipped, match=r"empty_caption 2\d.*skip_limit = 0.1"):
     for _ in range(1000):
-      counter.add(bad, examples=8)
-  accepted = skips.Skips(0.2, {}, lambda note: None)
+      counter.add(bad, [], examples=8)
+  accepted = skips.Skips(0.2, {}, {}, lambda note: None)
   for _ in range(1000):
-    accepted.add(bad, examples=8)
-  assert accepted.counts["empty_caption"] == 1000
+    accepted.add(bad, [], examples=8)
+  assert accepted.skipped["empty_caption"] == 1000
