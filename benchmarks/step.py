@@ -10,7 +10,7 @@ process of its own, so that peak memory is its own.
 """
 
 import argparse
-import functools
+import dataclasses
 import json
 import pathlib
 import resource
@@ -89,39 +89,31 @@ def measure(variant: str, canvas: tuple[int, int], batch: int, repeat: int) -> d
       clipped, _ = optimizer.clip(grads)
       updates, opt_state = optimizer.tx.update(clipped, state.opt_state, state.params)
       params = jax.tree.map(jnp.add, state.params, updates)
-      return params, opt_state, optimizer.average(state.ema, params)
+      return dataclasses.replace(state, params=params, opt_state=opt_state, ema=optimizer.average(state.ema, params))
 
     compile_seconds = {}
 
     def compiled(name, function, *args):
+      print(f"{variant}: compiling {name}", file=sys.stderr, flush=True)
       began = time.perf_counter()
-      program = jax.jit(function).lower(*args).compile()
+      program = function.lower(*args).compile()
       compile_seconds[name] = time.perf_counter() - began
       return program
 
-    params = state.params
-    forward = compiled("forward", loss, params, data)
-    seconds["forward"] = _median(functools.partial(forward, params, data), repeat)
-    both = compiled("forward_backward", jax.grad(loss), params, data)
-    seconds["backward"] = _median(functools.partial(both, params, data), repeat) - seconds["forward"]
-    grads = both(params, data)
-    apply = compiled("update", update, state, grads)
-    seconds["update"] = _median(functools.partial(apply, state, grads), repeat)
-    del params, grads
+    forward = compiled("forward", jax.jit(loss), state.params, data)
+    seconds["forward"] = _median(lambda: forward(state.params, data), repeat)
+    both = compiled("forward_backward", jax.jit(jax.grad(loss)), state.params, data)
+    seconds["backward"] = _median(lambda: both(state.params, data), repeat) - seconds["forward"]
+    grads = both(state.params, data)
+    # The state is donated, as in training: a copy of a large one would not fit beside it.
+    apply = compiled("update", jax.jit(update, donate_argnums=0), state, grads)
+    state, seconds["update"] = _chain(apply, state, grads, repeat)
+    del grads
 
-    began = time.perf_counter()
-    step = make_train_step(task, optimizer, mesh, abstract, 0, 1)
-    program = step.lower(state, data).compile()
-    compile_seconds["step"] = time.perf_counter() - began
+    program = compiled("step", make_train_step(task, optimizer, mesh, abstract, 0, 1), state, data)
     memory = program.memory_analysis()
     flops = (program.cost_analysis() or {}).get("flops", float("nan"))
-    times = []
-    for _ in range(repeat + 1):
-      began = time.perf_counter()
-      state, numbers = program(state, data)
-      jax.block_until_ready(numbers)
-      times.append(time.perf_counter() - began)
-    seconds["step"] = float(np.median(times[1:]))
+    state, seconds["step"] = _chain(lambda *a: program(*a)[0], state, data, repeat)
 
   peak = matmul_speed()
   return report | {
@@ -161,6 +153,16 @@ def _median(function, repeat: int) -> float:
     jax.block_until_ready(function())
     times.append(time.perf_counter() - began)
   return float(np.median(times[1:]))
+
+
+def _chain(function, state, extra, repeat: int):
+  """(last state, seconds of one call of (state, extra) -> state: the median of `repeat`, after one that warms up)."""
+  times = []
+  for _ in range(repeat + 1):
+    began = time.perf_counter()
+    state = jax.block_until_ready(function(state, extra))
+    times.append(time.perf_counter() - began)
+  return state, float(np.median(times[1:]))
 
 
 def _in_own_process(variant: str, options: argparse.Namespace) -> dict:
