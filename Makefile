@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# Training on a CPU asks for large arrays at every step. Without these the C library hands each back to the system and
-# gets it again page by page, a quarter of the time of a step; and LLVM compiles longer than its code saves.
+# Training on a CPU asks for large arrays at every step; these keep the C library from handing each back to the system
+# and getting it again page by page. The second line shortens compilation. The demo's figures were taken with both.
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456
 demo: export XLA_FLAGS := --xla_llvm_disable_expensive_passes=true $(XLA_FLAGS)
 demo: $(VENV)/.installed
