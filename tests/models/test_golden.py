@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from glipv2_jax.convert import names
+from glipv2_jax.convert import from_torch, names
 from glipv2_jax.models import variants
 from glipv2_jax.models.glipv2 import graphdef
 
@@ -31,7 +31,7 @@ def network(cfg, shared):
   weights = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(weights)
   state = {name: weights.fill(name, entry.torch_shape()) for entry in names.entries(cfg) for name in entry.names}
-  return nnx.merge(graphdef(cfg), jax.tree.map(jnp.asarray, names.from_torch(state, cfg)))
+  return nnx.merge(graphdef(cfg), jax.tree.map(jnp.asarray, from_torch.parameters(state, cfg)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
