@@ -160,9 +160,12 @@ def _text(kind: str) -> tuple[Dialect, ...]:
               ignored=(re.escape(prefix) + "text_projection", *UNICL))
       for prefix in ("", "text.", "lang_encoder.", "text_encoder.")
     ),
-    Dialect("CLIP text, Hugging Face", "text", _moved(HF_CLIP, "", "text_model."),
-            ignored=(r"text_model\.embeddings\.position_ids", r"vision_model\..*", r"(visual|text)_projection\..*",
-                     *UNICL)),
+    *(
+      Dialect(f"CLIP text, Hugging Face, below '{prefix}'", "text", _moved(HF_CLIP, "", prefix),
+              ignored=(re.escape(prefix) + r"embeddings\.position_ids", r"vision_model\..*",
+                       r"(visual|text)_projection\..*", *UNICL))
+      for prefix in ("text_model.", "")
+    ),
   )  # fmt: skip
 
 
