@@ -132,9 +132,10 @@ def _compare(source: str, state: Mapping[str, np.ndarray], dialects: list[Dialec
 
   lines = [f"missing {name}{_nearest(name, surplus, k)}" for k, name in enumerate(missing)]
   lines += [f"surplus {name}{_nearest(name, missing, k)}" for k, name in enumerate(surplus)]
-  held = []
+  held, grows = [], all(dialect.part != "network" for dialect in dialects)
   for entry in wanted:
-    shapes = {name: _misfit(entry, name, state[name].shape, options, cfg) for name in entry.names if name in state}
+    present = [name for name in entry.names if name in state]
+    shapes = {name: _misfit(entry, name, state[name].shape, options, cfg, grows) for name in present}
     wrong = {name: problem for name, problem in shapes.items() if problem}
     excused += [name for name in wrong if _matches(options.allow_missing, name)]
     lines += [problem for name, problem in wrong.items() if name not in excused]
@@ -160,10 +161,10 @@ def _nearest(name: str, others: Sequence[str], position: int) -> str:
   return f" (nearest: {near[0]})" if near else ""
 
 
-def _misfit(entry: Entry, name: str, shape: tuple[int, ...], options: Options, cfg: ModelConfig) -> str | None:
-  """What is wrong with the shape of their tensor, or None."""
+def _misfit(entry: Entry, name: str, shape: tuple[int, ...], options: Options, cfg: ModelConfig, grows: bool):
+  """What is wrong with the shape of their tensor, or None. `grows`: an encoder alone may know fewer positions."""
   shape, wanted = tuple(shape), entry.torch_shape()
-  if shape == wanted or (entry.path == POSITIONS and len(shape) == 2 and shape[1] == wanted[1]):
+  if shape == wanted or (grows and entry.path == POSITIONS and len(shape) == 2 and shape[1] == wanted[1]):
     return None
   line = f"shape   {name} is {shape}, this network has {wanted}"
   if entry.path.endswith(BIAS_TABLE) and len(shape) == 2 and shape[1] == wanted[1] and _window(shape[0]):

@@ -229,6 +229,10 @@ def test_unicl_holds_both_encoders_and_positions_grow(caplog):
   column = found["text/position/embedding"][:, 3]
   want = np.clip(((np.arange(16) + 0.5) * 5 / 16 - 0.5) / 4, 0, 1)  # half-pixel centres, edges repeated
   np.testing.assert_allclose(column, want, atol=1e-6)
+  whole = random_state(cfg)
+  whole["language_backbone.body.positional_embedding"] = state["lang_encoder.positional_embedding"]
+  with pytest.raises(BadWeights, match="positional_embedding is"):  # a whole network must fit as it is
+    values(whole, cfg)
 
 
 def test_pairs_of_files():
