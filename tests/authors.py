@@ -4,6 +4,7 @@ Imported as `tests.authors`. The recordings (tests/golden/glip, README there) co
 weights. Keys: `name[slice]@sN` holds every N-th value of the C-order slice of an array in the authors' layout.
 """
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -17,6 +18,7 @@ from flax import nnx
 from glipv2_jax.convert import from_torch, names
 from glipv2_jax.models.glipv2 import graphdef, normalise_image
 from glipv2_jax.models.variants import ModelConfig
+from glipv2_jax.schema import Batch
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "glip"
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
@@ -127,3 +129,60 @@ def channels_last(golden: dict, name: str) -> np.ndarray:
   """A recorded head output of all levels, b n c."""
   maps = [golden[f"head/{name}_{p}"] for p in LEVELS]
   return np.concatenate([x.reshape(*x.shape[:2], -1).transpose(0, 2, 1) for x in maps], 1)
+
+
+def train_batch(golden: dict, boxes: int = 7) -> Batch:
+  """The recorded training batch: three images, ten boxes, without ties in the assignment."""
+  images, tokens = golden["tokens"].shape
+  found, valid = np.full((images, boxes, 4), np.nan, np.float32), np.zeros((images, boxes), bool)
+  positive_map, row = np.zeros((images, boxes, tokens), bool), 0
+  for b in range(images):
+    of_image = golden[f"boxes/{b}"]
+    g = len(of_image)
+    found[b, :g], valid[b, :g], positive_map[b, :g] = of_image, True, golden["positive_map"][row : row + g]
+    row += g
+  return Batch(
+    image=golden["image"],
+    image_size=golden["image_size"],
+    tokens=golden["tokens"],
+    tokens_valid=golden["tokens_valid"],
+    boxes_xyxy_px=found,
+    boxes_valid=valid,
+    positive_map=positive_map,
+    box_concept=np.full((images, boxes), -1, np.int32),
+    token_concept=np.full((images, tokens), -1, np.int32),
+    example_valid=np.ones(images, bool),
+  )
+
+
+def without_dropout(cfg: ModelConfig) -> ModelConfig:
+  """Nothing is dropped in training, as when the training numbers were recorded."""
+  return dataclasses.replace(
+    cfg,
+    dropblock=0.0,
+    swin=dataclasses.replace(cfg.swin, drop_path=0.0),
+    text=dataclasses.replace(cfg.text, dropout=0.0),
+    head=dataclasses.replace(cfg.head, fusion_dropout=0.0),
+  )
+
+
+class Recorded:
+  """The recorded training step: eight values of every trained tensor, one long array per quantity (`step.npz`)."""
+
+  def __init__(self):
+    self.values = load("step")
+    self.names = str(self.values["names"]).split("\n")
+    self.starts = np.cumsum([0, *self.values["counts"][:-1]])
+
+  def __getitem__(self, quantity: str) -> np.ndarray:
+    return self.values[quantity]
+
+  def pick(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """The recorded elements of whole tensors, by their names."""
+    steps, counts = self.values["strides"], self.values["counts"]
+    found = zip(self.names, steps, counts, strict=True)
+    return np.concatenate([np.asarray(tensors[name]).reshape(-1)[::step][:count] for name, step, count in found])
+
+  def largest(self, x: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each tensor's elements."""
+    return np.maximum.reduceat(np.abs(x), self.starts)

@@ -97,7 +97,7 @@ def train(root):
 
 
 def step(root):
-  """Eight values per tensor and quantity, joined in the order of `names`; tensor i has counts[i] values at strides[i]."""
+  """Eight values per tensor, joined in the order of `names`: tensor i gives counts[i] values, strides[i] apart."""
   norms = json.loads((root / "glip/train_base_grad_norms.json").read_text())
   z, amplified = (np.load(root / f"glip_more/optimizer_step{suffix}.npz") for suffix in ("", "_amplified"))
   keys = [k.removeprefix("grad/") for k in z if k.startswith("grad/")]
