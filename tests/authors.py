@@ -172,7 +172,6 @@ class Recorded:
   def __init__(self):
     self.values = load("step")
     self.names = str(self.values["names"]).split("\n")
-    self.starts = np.cumsum([0, *self.values["counts"][:-1]])
 
   def __getitem__(self, quantity: str) -> np.ndarray:
     return self.values[quantity]
@@ -182,7 +181,3 @@ class Recorded:
     steps, counts = self.values["strides"], self.values["counts"]
     found = zip(self.names, steps, counts, strict=True)
     return np.concatenate([np.asarray(tensors[name]).reshape(-1)[::step][:count] for name, step, count in found])
-
-  def largest(self, x: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each tensor's elements."""
-    return np.maximum.reduceat(np.abs(x), self.starts)

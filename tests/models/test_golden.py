@@ -1,18 +1,22 @@
 """The network against numbers from the authors' code: same weights (made from names alone), same pictures and texts.
 
 Each layer alone is held to 1e-5 of its largest value. From end to end rounding adds up, most on the smallest maps (two
-to six cells), and the recorded float32 has as much of it as ours. Largest differences of the deep tower and the head,
-from a run of this network in float64 (tower stages 5 and up):
+to six cells), and the recorded float32 has as much of it as ours. Largest differences of tower and head to a run of
+this network in float64:
 
              ours - theirs   ours - float64   theirs - float64
-  glip_t        PAIR_T
+  glip_t        5.6e-5           5.6e-5            4.8e-5
   clip_text     1.0e-4           8.5e-5            4.7e-5
   glip_l        2.9e-4           1.7e-4            2.2e-4
 
-So nothing that runs in float32 can be closer to glip_l's recording than 2e-4, its own distance to the exact numbers.
+The last column equals what the authors' code itself shows between its float32 and its float64, in all seven digits of
+every tensor of glip_t and glip_l recorded whole: in float64 the networks are the same. So nothing that runs in float32
+can be closer to glip_l's recording than 2.2e-4 is, its own distance to the exact numbers.
 """
 
 import dataclasses
+import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +27,9 @@ from glipv2_jax import anchors as anchorlib
 from glipv2_jax import infer
 from glipv2_jax.models import variants
 from glipv2_jax.schema import Outputs
-from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, weight
+from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, train_batch, weight
 
-LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1.5e-4, "glip_l": 3e-4}
+LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1.5e-4, "glip_l": 4e-4}
 FIRST_STAGE = r"tower/0[012]_.*|dyconv0/.*"
 CLIP = dataclasses.replace(variants.get("glip_t"), text=variants.CLIP_BASE)
 
@@ -118,7 +122,7 @@ def check_detections(outputs, golden, cfg, box_tolerance, score_tolerance):
     infer.InferConfig(),
   )
   for b in range(images):
-    ours, free = infer.of_image(jax.tree.map(np.asarray, found), b), None
+    ours = infer.of_image(jax.tree.map(np.asarray, found), b)
     boxes, scores, labels = (golden[f"det/{b}/{name}"] for name in ("boxes", "scores", "labels"))
     assert len(ours) == len(scores) == 100
     same = (ours.labels + 1)[None] == labels[:, None]
@@ -201,21 +205,18 @@ def test_detections_from_recorded_outputs(case, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["glip_t"])
-def test_the_whole_network_is_its_layers(variant):
-  """`__call__` on the uint8 batch gives what the chain of layers above gives."""
-  golden, cfg = load("pair"), variants.get(variant)
-  model = network(cfg)
-  whole = run(model.swin, pixels(golden, cfg), None)
-  for a, b in zip(backbone(model, pixels(golden, cfg))[1], whole, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+def test_the_whole_network_is_its_layers():
+  """`__call__` on the uint8 batch, compiled as one program, against the recording."""
+  golden, cfg = load("pair"), variants.get("glip_t")
+  outputs = run(network(cfg), train_batch(golden | {f"boxes/{b}": np.zeros((0, 4)) for b in range(2)}))
+  for name, ours in (("bbox_reg", outputs.deltas), ("centerness", outputs.centerness[..., None])):
+    theirs = channels_last(golden, name)
+    assert np.abs(ours - theirs).max() <= END_TO_END["glip_t"] * np.abs(theirs).max()
+  check_detections(outputs, golden, cfg, 0.05, 1e-4)
 
 
 def test_weights_follow_the_recorded_rule(shared):
   """Our statement of the rule against the recording's own, on every name and the smaller tensors."""
-  import importlib.util
-  import json
-
   path = shared / "golden/glip/deterministic_weights.py"
   spec = importlib.util.spec_from_file_location("deterministic_weights", path)
   theirs = importlib.util.module_from_spec(spec)
