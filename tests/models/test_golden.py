@@ -9,9 +9,9 @@ this network in float64:
   clip_text     1.0e-4           8.5e-5            4.7e-5
   glip_l        2.9e-4           1.7e-4            2.2e-4
 
-The last column equals what the authors' code itself shows between its float32 and its float64, in all seven digits of
-every tensor of glip_t and glip_l recorded whole: in float64 the networks are the same. So nothing that runs in float32
-can be closer to glip_l's recording than 2.2e-4 is, its own distance to the exact numbers.
+Per tensor that last distance equals, in seven digits, the one that the authors' code has between its own float32 and
+float64 (all whole tensors of glip_t, bbox_reg_p3 of glip_l): in float64 the networks are the same. The recording of
+glip_l is itself 2.2e-4 away from the exact numbers, so no float32 network can be sure to come closer to it.
 """
 
 import dataclasses
@@ -208,7 +208,8 @@ def test_detections_from_recorded_outputs(case, words):
 def test_the_whole_network_is_its_layers():
   """`__call__` on the uint8 batch, compiled as one program, against the recording."""
   golden, cfg = load("pair"), variants.get("glip_t")
-  outputs = run(network(cfg), train_batch(golden | {f"boxes/{b}": np.zeros((0, 4)) for b in range(2)}))
+  no_boxes = {f"boxes/{b}": np.zeros((0, 4)) for b in range(2)} | {"positive_map": np.zeros((0, 256), bool)}
+  outputs = run(network(cfg), train_batch(golden | no_boxes))
   for name, ours in (("bbox_reg", outputs.deltas), ("centerness", outputs.centerness[..., None])):
     theirs = channels_last(golden, name)
     assert np.abs(ours - theirs).max() <= END_TO_END["glip_t"] * np.abs(theirs).max()
