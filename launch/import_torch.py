@@ -25,6 +25,8 @@ from glipv2_jax.train import checkpoint
 from glipv2_jax.train.initialise import replace
 from glipv2_jax.train.state import RUN_ONCE, TrainState
 
+WRITING_GB = 0.2  # a whole network written at once would take its memory a second time
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; mistakes of the user end with a message and status 1."""
@@ -69,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
   params = replace(initial(cfg, bool(weights.fresh)), weights)
   state = TrainState(step=jnp.int32(0), params=params, opt_state={}, ema=None)
   meta = checkpoint.Meta(0, 0, 0.0, options.variant, config, checkpoint.git_revision(), {}, {})
-  with checkpoint.manager(out / checkpoint.FOLDER) as checkpoints:
+  writing = max(WRITING_GB, *(leaf.nbytes / 1e9 for leaf in jax.tree.leaves(params)))
+  with checkpoint.manager(out / checkpoint.FOLDER, writing_gb=writing) as checkpoints:
     checkpoint.save(checkpoints, state, meta)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   print(f"{options.variant}, {count:,} parameters, {time.monotonic() - began:.0f} s -> {out}")

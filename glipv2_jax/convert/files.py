@@ -1,7 +1,7 @@
-"""Weight files of others -> NumPy arrays that still lie in the file: .safetensors, and PyTorch's .pth, .pt, .bin.
+"""Weight files of others -> NumPy arrays: .safetensors, and PyTorch's .pth, .pt, .bin.
 
-Files come from strangers: nothing in them is executed. Arrays are views of the mapped file, so reading costs no memory
-until a tensor is converted.
+Files come from strangers: nothing in them is executed. Arrays of safetensors are views of the mapped file; those of
+PyTorch are each in memory of their own, which is free again once nobody holds the array.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def _load_torch(path: pathlib.Path):
   if zipped and not zipfile.is_zipfile(path):
     raise BadWeights(f"{path} is truncated; get it again")
   try:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    return torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises whatever its readers meet in a damaged file
     first = str(error).strip().split("\n")[0]
     message = f"{path} is truncated, no weight file of PyTorch, or holds code, which is never executed"

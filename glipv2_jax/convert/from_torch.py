@@ -2,9 +2,10 @@
 
 A file is read in the one naming (dialects.py) that names most of its entries: a whole network, an image encoder, a text
 encoder, or both encoders. Everything is checked before the first tensor is touched; then `Weights.arrays` converts one
-tensor after the other, so that memory holds the new parameters and no second copy of the file.
+tensor after the other and lets it go, so that memory never holds the network twice.
 """
 
+import collections
 import dataclasses
 import difflib
 import logging
@@ -41,14 +42,18 @@ class Options:
 class Weights:
   """Checked weights: `found` holds parameters with their tensors, `fresh` the paths that no file has."""
 
-  found: tuple[tuple[Entry, tuple[np.ndarray, ...]], ...]
+  found: collections.deque[tuple[Entry, tuple[np.ndarray, ...]]]
   fresh: tuple[str, ...]
   window: int
 
   def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, float32 array) for each parameter found, in the order of `param_paths`; logs casts and counts NaN."""
+    """(path, float32 array) for each parameter found, in the order of `param_paths`; logs casts and counts NaN.
+
+    Once only: `found` is emptied, for a file's tensors must not stay in memory beside the parameters.
+    """
     cast, broken, numbers = {}, [], 0
-    for entry, tensors in self.found:
+    while self.found:
+      entry, tensors = self.found.popleft()
       for tensor in tensors:
         if tensor.dtype != np.float32:
           cast[tensor.dtype.name] = cast.get(tensor.dtype.name, 0) + 1
@@ -90,7 +95,7 @@ def check(states: Mapping[str, Mapping[str, np.ndarray]], cfg: ModelConfig, opti
     found |= {entry.path: (entry, tensors) for entry, tensors in _compare(source, state, dialects, cfg, options)}
   paths = names.shapes(cfg)
   fresh = tuple(path for path in paths if path not in found)
-  return Weights(tuple(found[path] for path in paths if path in found), fresh, cfg.swin.window)
+  return Weights(collections.deque(found[path] for path in paths if path in found), fresh, cfg.swin.window)
 
 
 def parameters(state: Mapping[str, np.ndarray], cfg: ModelConfig, options: Options = Options()) -> dict:

@@ -30,18 +30,23 @@ def initialise(
 
   Raises FileNotFoundError, or CheckpointMismatch or BadWeights (both ValueErrors) for what does not fit.
   """
+  weights = None if init_from is None else _weights(objective, str(init_from))
   state = create_state(objective.init, optimizer, abstract, jax.random.key(seed))
   if init_from is None:
     return state
-  files = str(init_from).split(",")
-  if not pathlib.Path(files[-1]).suffix or pathlib.Path(init_from).is_dir():
-    params = restore_params(init_from, abstract.params)
-  elif objective.read is None:
-    raise ValueError(f"this network reads no weight files; init_from={str(init_from)!r} must be the folder of a run")
-  else:
-    params = replace(state.params, objective.read(files))
+  params = restore_params(init_from, abstract.params) if weights is None else replace(state.params, weights)
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   return dataclasses.replace(state, params=params, ema=ema)
+
+
+def _weights(objective: Objective, init_from: str) -> Weights | None:
+  """The checked weights of the files that `init_from` names; None where it is the folder of a run."""
+  files = init_from.split(",")
+  if not pathlib.Path(files[-1]).suffix or pathlib.Path(init_from).is_dir():
+    return None
+  if objective.read is None:
+    raise ValueError(f"this network reads no weight files; init_from={init_from!r} must be the folder of a run")
+  return objective.read(files)
 
 
 def replace(params: Any, weights: Weights) -> Any:
