@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
   allowed = from_torch.Options(options.allow_missing, options.allow_surplus, options.resize_window)
   weights = from_torch.load(options.weights, cfg, allowed, variant=options.variant, ema=options.ema)
   config = configuration(options.variant, options.tokenizer)
-  params = replace(initial(cfg, bool(weights.fresh)), weights)
+  params = replace(initial(cfg, weights.fresh), weights)
   state = TrainState(step=jnp.int32(0), params=params, opt_state={}, ema=None)
   meta = checkpoint.Meta(0, 0, 0.0, options.variant, config, checkpoint.git_revision(), {}, {})
   writing = max(WRITING_GB, *(leaf.nbytes / 1e9 for leaf in jax.tree.leaves(params)))
@@ -94,15 +94,22 @@ def configuration(variant: str, tokenizer: str | None = None) -> dict:
   return c.to_dict()
 
 
-def initial(cfg: variants.ModelConfig, needed: bool) -> dict:
-  """Random parameters on the first device; only their shapes where every value comes from a file."""
+def initial(cfg: variants.ModelConfig, fresh: Sequence[str]) -> dict:
+  """Random values on the first device of the parameters that no file holds; of all others only the shapes."""
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shapes = glipv2.abstract_params(cfg)
-  if not needed:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+  paths = glipv2.param_paths(shapes)
+  leaves = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for x in jax.tree.leaves(shapes)]
+  places = [paths.index(path) for path in fresh]
+
+  def draw(key):
+    values = jax.tree.leaves(glipv2.init_params(cfg, key))
+    return [values[k] for k in places]
+
   options = RUN_ONCE if jax.default_backend() == "cpu" else None
-  make = jax.jit(lambda key: glipv2.init_params(cfg, key), out_shardings=device, compiler_options=options)
-  return make(jax.random.key(0))
+  for k, value in zip(places, jax.jit(draw, out_shardings=device, compiler_options=options)(jax.random.key(0))):
+    leaves[k] = value
+  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def _kinds(rows: Rows, **replaced: str) -> Rows:
   return tuple((ours, theirs, replaced.get(kind, kind)) for ours, theirs, kind in rows)
 
 
-# MMDetection 3 (its tools/model_converters/glip_to_mmdet.py, for the names of its ATSSVLFusionHead): no classifier
-# without words, no anchors, and patches merged in the order of nn.Unfold.
+# MMDetection 3, names and values as its tools/model_converters/glip_to_mmdet.py makes them (the tests restate its rules:
+# no classifier without words, no anchors, and patches merged in the order of nn.Unfold).
 MMDET_IMAGE = (
   ("swin/patch_embed/proj", "backbone.patch_embed.projection", "conv"),
   ("swin/patch_embed/norm", "backbone.patch_embed.norm", "norm"),
@@ -83,7 +83,7 @@ SWIN = _kinds(
 )
 SWIN_INDEX = "layers.{i}.blocks.{j}.attn.relative_position_index"
 SWIN_UNUSED = (r"norm\..*", r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask")
-# timm keeps the map between two stages in the later one.
+# timm (1.0.31: swin tiny, base and large fit) keeps the map between two stages in the later one.
 TIMM = tuple((ours, theirs.replace("{i}.downsample", "{next}.downsample"), kind) for ours, theirs, kind in SWIN)
 HF_SWIN = (
   ("swin/patch_embed/proj", "embeddings.patch_embeddings.projection", "conv_rgb"),
@@ -104,7 +104,9 @@ HF_SWIN = (
   ("swin/stages/{i}/downsample/reduction", "encoder.layers.{i}.downsample.reduction", "linear"),
 )
 HF_SWIN_INDEX = "encoder.layers.{i}.blocks.{j}.attention.self.relative_position_index"
-UNICL = ("text_projection", "image_projection", "logit_scale")  # of its contrastive task
+# Of their contrastive tasks. UniCL's first files said vision_projection, visual. and text. (its _convert_old_weights).
+UNICL = ("text_projection", "image_projection", "vision_projection", "logit_scale")
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # scalars in OpenAI's own files
 
 
 def _image() -> tuple[Dialect, ...]:
@@ -154,7 +156,7 @@ def _text(kind: str) -> tuple[Dialect, ...]:
       for norm, note in (("norm", ""), ("norm_gamma", ", norms with gamma and beta"))
     )  # fmt: skip
   return (
-    Dialect("CLIP text, OpenAI", "text", OPENAI, ignored=(r"visual\..*", *UNICL)),
+    Dialect("CLIP text, OpenAI", "text", OPENAI, ignored=(r"visual\..*", *UNICL, *OPENAI_SIZES)),
     *(
       Dialect(f"CLIP text, UniCL, below '{prefix}'", "text", _moved(CLIP, "", prefix),
               ignored=(re.escape(prefix) + "text_projection", *UNICL))

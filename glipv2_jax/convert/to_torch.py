@@ -64,7 +64,7 @@ def write(
     save_file(state, part, metadata={"format": "pt", **about})
   else:
     torch = _torch()
-    tensors = {name: torch.from_numpy(value if value.flags.writeable else value.copy()) for name, value in state.items()}
+    tensors = {name: torch.from_numpy(np.require(value, requirements="W")) for name, value in state.items()}
     torch.save({"model": tensors} if form == "glip" else {"meta": about, "state_dict": tensors}, part)
   part.replace(path)
   return len(state)

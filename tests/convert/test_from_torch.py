@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 
 import jax
 import ml_dtypes
@@ -222,7 +223,7 @@ def test_unicl_holds_both_encoders_and_positions_grow(caplog):
   state = encoder(speaking("image", "Swin, its authors, below 'image_encoder.'", cfg), cfg)
   state |= encoder(speaking("text", "CLIP text, UniCL, below 'lang_encoder.'", cfg), cfg)
   state["lang_encoder.positional_embedding"] = np.linspace(0, 1, 5, dtype=np.float32)[:, None].repeat(16, 1)
-  state |= {"text_projection": np.zeros((2, 2)), "logit_scale": np.zeros(())}
+  state |= {"text_projection": np.zeros((2, 2)), "vision_projection": np.zeros((2, 2)), "logit_scale": np.zeros(())}
   with caplog.at_level(logging.INFO):
     found = values(state, cfg)
   assert "text/position/embedding resized from (5, 16) to (16, 16)" in caplog.text
@@ -247,32 +248,42 @@ def test_pairs_of_files():
     from_torch.check({"resnet": {"conv1.weight": np.zeros(3)}}, CFG)
 
 
+def converted_by_mmdetection(state):
+  """The rules of its tools/model_converters/glip_to_mmdet.py (later version, with `dyconvs`) in other words."""
+  fpn = {f"fpn_{kind}{k + 2}": f"{place}.{k}" for k in range(3)
+         for kind, place in (("inner", "lateral_convs"), ("layer", "fpn_convs"))}  # fmt: skip
+  fpn |= {"top_blocks.p6": "fpn_convs.3", "top_blocks.p7": "fpn_convs.4"}
+  found = {}
+  for name, value in state.items():
+    if re.search("anchor_generator|cls_logits|pooler|resizer", name):
+      continue
+    if name.startswith("backbone.fpn."):
+      block, leaf = name.removeprefix("backbone.fpn.").rsplit(".", 1)
+      name = f"neck.{fpn[block]}.conv.{leaf}"
+    elif name.startswith("backbone.body."):
+      changes = {"backbone.body": "backbone", "patch_embed.proj": "patch_embed.projection", "layers": "stages",
+                 "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1", ".attn.": ".attn.w_msa."}  # fmt: skip
+      for old, new in changes.items():
+        name = name.replace(old, new)
+      if "downsample" in name:  # four neighbours: column by column -> row by row, inside each channel
+        corners = value.reshape(*value.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]
+        value = np.swapaxes(corners, -1, -2).reshape(value.shape)
+    elif name.startswith("language_backbone."):
+      name = "language_model." + name
+    else:
+      name = name.replace("rpn.", "bbox_head.", 1).replace("DyConv", "dyconvs").replace("AttnConv", "attnconv")
+    found[name] = value
+  return found
+
+
 def test_mmdetection_names():
-  """A few names of its model, and the order in which it merges patches, by loops."""
+  """As its published converter makes them from the authors' file, and back."""
   params = random_params()
   state = to_torch.state_dict(params, CFG, "mmdet")
-  for name in (
-    "backbone.patch_embed.projection.weight",
-    "backbone.stages.2.blocks.0.attn.w_msa.relative_position_bias_table",
-    "backbone.stages.2.blocks.0.ffn.layers.0.0.weight",
-    "backbone.norm3.bias",
-    "neck.lateral_convs.2.conv.weight",
-    "neck.fpn_convs.4.conv.bias",
-    "language_model.language_backbone.body.model.encoder.layer.0.attention.self.key.weight",
-    "bbox_head.head.dyhead_tower.0.b_attn.attn.values_l_proj.weight",
-    "bbox_head.head.dyhead_tower.1.attention.output.LayerNorm.weight",
-    "bbox_head.head.dyhead_tower.2.dyconvs.1.bn.weight",
-    "bbox_head.head.dyhead_tower.2.attnconv.1.weight",
-    "bbox_head.head.scales.4.scale",
-  ):
-    assert name in state
-  assert not [name for name in state if "cls_logits" in name or "anchor" in name]
-  scale = params["swin"]["stages"][1]["downsample"]["norm"]["scale"]
-  theirs, c = state["backbone.stages.1.downsample.norm.weight"], len(scale) // 4
-  for channel in range(c):
-    for row in range(2):
-      for column in range(2):
-        assert theirs[channel * 4 + row * 2 + column] == scale[(column * 2 + row) * c + channel]
+  want = converted_by_mmdetection(to_torch.state_dict(params, CFG))
+  assert state.keys() == want.keys()
+  for name, value in want.items():
+    np.testing.assert_array_equal(state[name], value, name)
   weights = from_torch.check({"file": state}, CFG)
   assert set(weights.fresh) == {"head/cls_logits/kernel", "head/cls_logits/bias"}
   ours = values(random_state())
