@@ -35,8 +35,8 @@ def _kinds(rows: Rows, **replaced: str) -> Rows:
   return tuple((ours, theirs, replaced.get(kind, kind)) for ours, theirs, kind in rows)
 
 
-# MMDetection 3, names and values as its tools/model_converters/glip_to_mmdet.py makes them (the tests restate its rules:
-# no classifier without words, no anchors, and patches merged in the order of nn.Unfold).
+# MMDetection 3: names and values as its tools/model_converters/glip_to_mmdet.py makes them (the tests restate it). No
+# classifier without words, no anchors, and patches merged in the order of nn.Unfold.
 MMDET_IMAGE = (
   ("swin/patch_embed/proj", "backbone.patch_embed.projection", "conv"),
   ("swin/patch_embed/norm", "backbone.patch_embed.norm", "norm"),
