@@ -96,6 +96,18 @@ def train(root):
   return found
 
 
+def two_processes(root):
+  """Boxes and centerness only: head outputs of all four images, losses of the processes that had two each."""
+  z, one = np.load(root / "glip/train4_inputs.npz"), np.load(root / "glip/train_shallow_zero4.npz")
+  found = {k: v for k, v in one.items() if re.match("assign/matched_gt|head/(bbox|centerness)", k)}
+  found |= {"image_size": z["image_sizes"].astype(np.int32), "positive_map": z["positive_map"] > 0}
+  found |= {f"boxes/{b}": z[f"target/{b}/boxes"] for b in range(4)}
+  for rank, recorded in enumerate(json.loads((root / "glip/ddp2_summary.json").read_text())["ranks"]):
+    for name in ("loss_reg", "loss_centerness"):
+      found[f"losses/{rank}/{name}"] = np.float64(recorded["losses"][name])
+  return found
+
+
 def step(root):
   """Eight values per tensor, joined in the order of `names`: tensor i gives counts[i] values, strides[i] apart."""
   norms = json.loads((root / "glip/train_base_grad_norms.json").read_text())
@@ -126,6 +138,7 @@ def main(root):
   for name in CASES:
     np.savez_compressed(OUT / f"{name}.npz", **case(root, name))
   np.savez_compressed(OUT / "train.npz", **train(root))
+  np.savez_compressed(OUT / "ddp2.npz", **two_processes(root))
   np.savez_compressed(OUT / "step.npz", **step(root))
 
 

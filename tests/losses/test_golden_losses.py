@@ -1,4 +1,4 @@
-"""Targets and losses against the authors' code: three images, ten boxes, without ties (tests/golden, train.npz)."""
+"""Targets and losses against the authors' code (tests/golden): three images, ten boxes, without ties; two processes."""
 
 import jax
 import numpy as np
@@ -48,15 +48,34 @@ def test_targets_of_the_positives(numbers, batch, targets):
   np.testing.assert_array_equal(tokens[positive], numbers["assign/token_labels_of_positives"])
 
 
+def outputs_of(numbers):
+  return Outputs(None, channels_last(numbers, "bbox_reg"), channels_last(numbers, "centerness")[..., 0])
+
+
 def test_box_and_centerness_losses(numbers, batch, targets):
-  outputs = Outputs(
-    token_logits=None,
-    deltas=channels_last(numbers, "bbox_reg"),
-    centerness=channels_last(numbers, "centerness")[..., 0],
-  )
-  terms = jax.jit(grounding.loss_terms, static_argnums=3)(outputs, batch, targets, CFG)
+  terms = jax.jit(grounding.loss_terms, static_argnums=3)(outputs_of(numbers), batch, targets, CFG)
   np.testing.assert_allclose(terms["box"].total, numbers["extra/giou_weighted_sum"], rtol=1e-5)
   loss, values = grounding.weighted_loss(terms, grounding.counts(targets), CFG.weights)
   np.testing.assert_allclose(2 * values["box"], numbers["losses/loss_reg"], rtol=1e-5)
   np.testing.assert_allclose(values["centerness"], numbers["losses/loss_centerness"], rtol=1e-5)
   np.testing.assert_allclose(loss, numbers["losses/loss_reg"] + numbers["losses/loss_centerness"], rtol=1e-5)
+
+
+def test_parts_of_a_batch_are_normalised_by_the_whole():
+  """The authors' two processes divide by the mean of their counts, ours by the sum: twice our part is their loss."""
+  numbers = load("ddp2")
+  tokens = np.zeros((4, 256), np.int32)
+  batch = train_batch(
+    numbers | {"image": np.zeros((4, *CANVAS, 3), np.uint8), "tokens": tokens, "tokens_valid": tokens}
+  )
+  anchors, level_counts = anchorlib.anchors(CANVAS, STRIDES, 8.0), anchorlib.level_counts(CANVAS, STRIDES)
+  found = jax.jit(lambda b: grounding.make_targets(b, anchors, level_counts, CFG))(batch)
+  np.testing.assert_array_equal(found.matched, numbers["assign/matched_gt"])
+  counts, outputs = grounding.counts(found), outputs_of(numbers)
+  for rank in (0, 1):
+    half = slice(2 * rank, 2 * rank + 2)
+    part = jax.tree.map(lambda x, half=half: x[half], (outputs, batch, found))
+    terms = jax.jit(grounding.loss_terms, static_argnums=3)(*part, CFG)
+    _, values = grounding.weighted_loss(terms, counts, CFG.weights)
+    np.testing.assert_allclose(4 * values["box"], numbers[f"losses/{rank}/loss_reg"], rtol=2e-5)
+    np.testing.assert_allclose(2 * values["centerness"], numbers[f"losses/{rank}/loss_centerness"], rtol=2e-5)
