@@ -34,8 +34,8 @@ class BiAttention(nnx.Module):
     self.layer_norm_v, self.layer_norm_l = LayerNorm(d, EPSILON, rngs=rngs), LayerNorm(e, EPSILON, rngs=rngs)
     self.v_proj, self.values_v_proj, self.out_v_proj = make(d, dim), make(d, dim), make(dim, d)
     self.l_proj, self.values_l_proj, self.out_l_proj = make(e, dim), make(e, dim), make(dim, e)
-    self.gamma_v = nnx.Param(jnp.full((d,), 1 / cfg.stages))
-    self.gamma_l = nnx.Param(jnp.full((e,), 1 / cfg.stages))
+    self.gamma_v = nnx.Param(jnp.full((d,), 1 / cfg.stages, jnp.float32))
+    self.gamma_l = nnx.Param(jnp.full((e,), 1 / cfg.stages, jnp.float32))
     self.heads, self.dim, self.rate = cfg.fusion_heads, dim // cfg.fusion_heads, cfg.fusion_dropout
 
   def __call__(

@@ -1,17 +1,11 @@
 """The network against numbers from the authors' code: same weights (made from names alone), same pictures and texts.
 
 Each layer alone is held to 1e-5 of its largest value. From end to end rounding adds up, most on the smallest maps (two
-to six cells), and the recorded float32 has as much of it as ours. Largest differences of tower and head to a run of
-this network in float64:
-
-             ours - theirs   ours - float64   theirs - float64
-  glip_t        5.6e-5           5.6e-5            4.8e-5
-  clip_text     1.0e-4           8.5e-5            4.7e-5
-  glip_l        2.9e-4           1.7e-4            2.2e-4
-
-Per tensor that last distance equals, in seven digits, the one that the authors' code has between its own float32 and
-float64 (all whole tensors of glip_t, bbox_reg_p3 of glip_l): in float64 the networks are the same. The recording of
-glip_l is itself 2.2e-4 away from the exact numbers, so no float32 network can be sure to come closer to it.
+to six cells): the largest difference of tower and head is 6.4e-5 (glip_t), 9.4e-5 (clip_text) and 1.7e-4 (glip_l). The
+recorded float32 has as much of it as ours: the distance of theirs to this network in float64 is 4.8e-5, 4.7e-5 and
+2.2e-4, and per tensor it equals, in seven digits, the one that the authors' code has between its own float32 and
+float64 (all whole tensors of glip_t, bbox_reg_p3 of glip_l), so in float64 the networks are the same. No float32
+network can be sure to come closer to the recording of glip_l than the 2.2e-4 that it is itself away.
 """
 
 import dataclasses
@@ -29,7 +23,7 @@ from glipv2_jax.models import variants
 from glipv2_jax.schema import Outputs
 from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, train_batch, weight
 
-LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1.5e-4, "glip_l": 4e-4}
+LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 2.5e-4}
 FIRST_STAGE = r"tower/0[012]_.*|dyconv0/.*"
 CLIP = dataclasses.replace(variants.get("glip_t"), text=variants.CLIP_BASE)
 
