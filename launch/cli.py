@@ -9,12 +9,14 @@ import sys
 COMMANDS = {
   "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
+  "export-onnx": ("launch.export_onnx", "write a checkpoint as an ONNX file: no JAX where it runs"),
+  "export-stablehlo": ("launch.export_stablehlo", "write a checkpoint as StableHLO: only JAX where it runs"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
 }
 
 
 def usage() -> str:
-  lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+  lines = [f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items()]
   return "usage: glipv2 COMMAND ...\n\n" + "\n".join(lines) + "\n\n`glipv2 COMMAND --help` tells the options."
 
 

@@ -1,0 +1,136 @@
+"""The network as one file that runs without this package: ONNX for any runtime, StableHLO for bare JAX.
+
+Both hold the same function, `answers`: a picture and a text in, and for every location a box, a score per token and a
+centerness out. What is left to the user is a threshold and non-maximum suppression: the score of a phrase at a location
+is sqrt(mean of its tokens' scores * centerness) (reference 7).
+
+  ONNX       weights inside; what does not fit into the 2 GiB of one file lies beside it, in FILE.data
+  StableHLO  an .npz with the program ("program", of jax.export), JSON ("about") and every weight by its path. Weights
+             are arguments of the program: as constants they would be copied, and folded, by every compilation.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import jaxpr_as_fun
+
+from glipv2_jax import anchors, boxes
+from glipv2_jax.models import glipv2
+from glipv2_jax.models.variants import ModelConfig
+from glipv2_jax.schema import Array, Batch
+
+OUTPUTS = ("boxes_xyxy_px", "scores", "centerness")
+PLATFORMS = ("cpu", "cuda", "tpu")
+LARGEST = 2**31 - 2**26  # bytes of weights in an ONNX file: protobuf's limit, less room for the graph
+INSTALL = 'pip install onnx onnx-ir onnxruntime, and pip install --no-deps "jax2onnx>=0.17.1"'
+
+
+def inputs(cfg: ModelConfig, canvas: tuple[int, int], batch: Any = 1) -> dict[str, jax.ShapeDtypeStruct]:
+  """Names, shapes and dtypes of what `answers` takes, in its order; `batch` may be a symbolic dimension."""
+  shapes = {
+    "image": ((batch, *canvas, 3), jnp.uint8),
+    "image_size": ((batch, 2), jnp.int32),
+    "tokens": ((batch, cfg.max_tokens), jnp.int32),
+    "tokens_valid": ((batch, cfg.max_tokens), jnp.bool_),
+  }
+  names = list(shapes)[: 2 if cfg.text is None else 4]
+  return {name: jax.ShapeDtypeStruct(*shapes[name]) for name in names}
+
+
+def answers(
+  cfg: ModelConfig,
+  params: Any,
+  image: Array,
+  image_size: Array,
+  tokens: Array | None = None,
+  tokens_valid: Array | None = None,
+) -> tuple[Array, Array, Array]:
+  """What every location of the pyramid says (b images, n locations of all levels, m tokens), as in `OUTPUTS`.
+
+  image b h w 3 uint8 RGB on its canvas, padded with zeros at the bottom and right; image_size b 2, its valid height and
+  width; tokens and tokens_valid b m (neither for a network without text). Returns float32 boxes b n 4 (x1, y1, x2, y2,
+  inclusive, in pixels of the canvas, clipped to image_size), probabilities b n m of the tokens (of the classes in a
+  network without text), and centerness b n as a probability.
+  """
+  graph = glipv2.graphdef(dataclasses.replace(cfg, remat=()))
+  outputs = nnx.merge(graph, params)(Batch(image, image_size, tokens, tokens_valid, *[None] * 6))
+  found = boxes.decode(outputs.deltas, anchors.anchors(image.shape[1:3], cfg.strides, cfg.anchor_scale))
+  height, width = image_size[:, :, None, None].astype(jnp.float32).swapaxes(0, 1)
+  return boxes.clip(found, (height, width)), jax.nn.sigmoid(outputs.token_logits), jax.nn.sigmoid(outputs.centerness)
+
+
+def write_onnx(
+  path: pathlib.Path, cfg: ModelConfig, params: Any, canvas: tuple[int, int], batch: int, about: Mapping[str, str]
+) -> list[pathlib.Path]:
+  """Writes `answers` for one canvas and one number of pictures, in float32, as an ONNX file; `about` becomes metadata.
+
+  Returns the files written. Raises ValueError where the converter, jax2onnx, is absent.
+  """
+  try:
+    import onnx_ir
+    from jax2onnx import to_onnx
+    from onnx_ir.passes import common as passes
+  except ImportError as error:
+    raise ValueError(f"the ONNX converter is not installed ({error}): {INSTALL}") from error
+  logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)  # it reports every plugin whose framework is absent
+  cfg, wanted = dataclasses.replace(cfg, compute_dtype="float32"), inputs(cfg, canvas, batch)
+  # Traced here: the converter would put its own versions in place of functions of jax.numpy and Flax while it traces.
+  traced = jax.make_jaxpr(lambda *args: answers(cfg, params, *args))(*wanted.values())
+  model = to_onnx(
+    jaxpr_as_fun(traced), list(wanted.values()), return_mode="ir", input_names=list(wanted), output_names=OUTPUTS
+  )
+  model = model.clone()  # forgets the nodes that the converter dropped and that still count as users of constants
+  for tidy in (
+    passes.LiftSubgraphInitializersToMainGraphPass,
+    passes.RemoveUnusedNodesPass,
+    passes.DeduplicateInitializersPass,
+  ):
+    tidy()(model)
+  model.metadata_props.update(about)
+  large = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > LARGEST
+  beside = path.with_name(f"{path.name}.data") if large else None
+  onnx_ir.save(model, path, external_data=beside and beside.name)
+  return [path, beside] if beside else [path]
+
+
+def write_stablehlo(
+  path: pathlib.Path,
+  cfg: ModelConfig,
+  params: Any,
+  canvas: tuple[int, int],
+  batch: int | None,
+  platforms: Sequence[str],
+  about: Mapping[str, str],
+) -> list[pathlib.Path]:
+  """Writes `answers` for one canvas with the weights as its first argument; `batch` None: any number of pictures.
+
+  The file is read by `numpy.load`; `jax.export.deserialize` of its "program" gives a function of (dict of the other
+  entries, image, image_size, tokens, tokens_valid).
+  """
+  shapes = glipv2.abstract_params(cfg)
+  paths, tree = glipv2.param_paths(shapes), jax.tree.structure(shapes)
+
+  def run(weights, *args):
+    params = jax.tree.unflatten(tree, [weights[path] for path in paths])
+    if batch is None:  # mapped over the pictures, so that inside the network every shape is a number
+      found = jax.vmap(lambda *row: [x[0] for x in answers(cfg, params, *(x[None] for x in row))])(*args)
+    else:
+      found = answers(cfg, params, *args)
+    return dict(zip(OUTPUTS, found, strict=True))
+
+  size = jax.export.symbolic_shape("b")[0] if batch is None else batch
+  by_path = dict(zip(paths, jax.tree.leaves(shapes), strict=True))
+  exported = jax.export.export(jax.jit(run), platforms=platforms)(by_path, *inputs(cfg, canvas, size).values())
+  entries = {p: np.asarray(x) for p, x in zip(paths, jax.tree.leaves(params), strict=True)}
+  program = np.frombuffer(exported.serialize(), np.uint8)
+  with path.open("wb") as file:
+    np.savez(file, program=program, about=np.array(json.dumps(dict(about))), **entries)
+  return [path]
