@@ -60,7 +60,10 @@ def assert_same(found, wanted):
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), name
 
 
-@pytest.mark.parametrize("kind", ["bert", "clip, padding masked", pytest.param("no text", marks=pytest.mark.slow)])
+# The converter takes ten seconds for each; "bert" is what tests/launch/test_export_elsewhere.py exports.
+@pytest.mark.parametrize(
+  "kind", [pytest.param(kind, marks=[] if "clip" in kind else [pytest.mark.slow]) for kind in models()]
+)
 def test_onnx(kind, tmp_path):
   pytest.importorskip("jax2onnx", reason=f"the ONNX converter is not installed: {run_elsewhere.INSTALL}")
   import onnxruntime
@@ -79,13 +82,18 @@ def test_onnx_weights_beside_a_file_that_would_be_too_large(tmp_path, monkeypatc
   import onnxruntime
 
   monkeypatch.setattr(run_elsewhere, "LARGEST", 1000)
-  monkeypatch.setattr(run_elsewhere, "answers", lambda cfg, params, image, *_: (image @ params["w"],) * 3)
+
+  def product(cfg, weights, image, image_size):
+    found = image.astype(np.float32) @ weights["w"] + 0 * image_size[0, 0]
+    return found, 2 * found, 3 * found
+
+  monkeypatch.setattr(run_elsewhere, "with_weights", product)
   params = {"w": np.arange(3000, dtype=np.float32).reshape(3, 1000)}
   files = run_elsewhere.write_onnx(tmp_path / "w.onnx", models()["no text"], params, (2, 2), 1, {})
   assert [f.name for f in files] == ["w.onnx", "w.onnx.data"]
   assert files[0].stat().st_size < 5000 and files[1].stat().st_size >= 12000
   session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
-  fed = {"image": np.ones((1, 2, 2, 3), np.uint8)}
+  fed = {"image": np.ones((1, 2, 2, 3), np.uint8), "image_size": np.full((1, 2), 2, np.int32)}
   np.testing.assert_array_equal(session.run(None, fed)[0][0, 0, 0], params["w"].sum(0))
 
 
