@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class Source:
   model: ModelConfig
   params: Any
   canvas: tuple[int, int]
-  about: dict[str, str]  # variant, config (JSON) and tokenizer (the JSON that tokenizers.Tokenizer.from_str takes)
+  about: dict[str, str]  # variant, config (JSON), tokenizer (the JSON that tokenizers.Tokenizer.from_str takes)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read(options: argparse.Namespace) -> Source:
-  """Raises FileNotFoundError, CheckpointMismatch or ValueError, which say what is missing."""
+  """The checkpoint of --checkpoint; makes the folder of --out.
+
+  Raises FileNotFoundError, CheckpointMismatch or ValueError, which say what is missing.
+  """
   trained = experiment.from_checkpoint(options.checkpoint)
   canvas = tuple(options.canvas or trained.evaluation.canvases[0])
   if min(canvas) < 1:
@@ -51,7 +55,14 @@ def read(options: argparse.Namespace) -> Source:
   params = checkpoint.restore_params(options.checkpoint, glipv2.abstract_params(trained.model), ema=ema)
   about = {"variant": trained.variant, "config": json.dumps(trained.record)}
   if trained.model.text is not None:
-    about["tokenizer"] = tokenizer(trained.data.tokenizer, trained.model.max_tokens)
+    try:
+      about["tokenizer"] = tokenizer(trained.data.tokenizer, trained.model.max_tokens)
+    except (
+      OSError,
+      ValueError,
+    ) as error:  # a hub out of reach: whoever has the tokenizer can use the file all the same
+      print(f"{options.out} goes without its tokenizer: {error}", file=sys.stderr)
+  options.out.parent.mkdir(parents=True, exist_ok=True)
   return Source(trained.model, params, canvas, about)
 
 

@@ -148,8 +148,9 @@ def write_stablehlo(
 ) -> list[pathlib.Path]:
   """Writes `answers` for one canvas with the weights as its first argument; `batch` None: any number of pictures.
 
-  The file is read by `numpy.load`; `jax.export.deserialize` of its "program" gives a function of (dict of the other
-  entries, image, image_size, tokens, tokens_valid).
+  It computes in `cfg.compute_dtype`, as `glipv2 predict`. The file is read by `numpy.load`; `jax.export.deserialize` of
+  its "program" gives a function of (dict of the weights, image, image_size, tokens, tokens_valid). Returns the files
+  written.
   """
 
   def run(weights, *args):

@@ -60,10 +60,8 @@ def assert_same(found, wanted):
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), name
 
 
-# The converter takes ten seconds for each; "bert" is what tests/launch/test_export_elsewhere.py exports.
-@pytest.mark.parametrize(
-  "kind", [pytest.param(kind, marks=[] if "clip" in kind else [pytest.mark.slow]) for kind in models()]
-)
+# Slow: the converter takes ten seconds and more. tests/launch/test_export_elsewhere.py makes one such file always.
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in models()])
 def test_onnx(kind, tmp_path):
   pytest.importorskip("jax2onnx", reason=f"the ONNX converter is not installed: {run_elsewhere.INSTALL}")
   import onnxruntime
@@ -114,7 +112,7 @@ assert not absent, absent
 """
 
 
-@pytest.mark.parametrize("batch", [None, 2], ids=["any batch", "batch 2"])
+@pytest.mark.parametrize("batch", [pytest.param(None, id="any batch"), pytest.param(2, marks=pytest.mark.slow)])
 def test_stablehlo_in_a_process_that_imports_only_jax_and_numpy(batch, tmp_path):
   cfg, rows = tiny.model(), 3 if batch is None else batch
   params, pictures = random_params(cfg), batch_of(rows)

@@ -95,6 +95,15 @@ def test_stablehlo_command(run, tmp_path, capsys):
   assert program.platforms == ("cpu",) and program.in_avals[-4].shape == (2, 64, 64, 3)
 
 
+def test_without_its_tokenizer_the_file_is_written_and_says_so(run, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(exporting, "tokenizer", lambda name, max_tokens: load_words("gone/vocab.txt", max_tokens))
+  out = tmp_path / "folder" / "mine.npz"
+  assert command("export-stablehlo", "--checkpoint", run, "--out", out) == 0
+  assert "goes without its tokenizer: vocabulary file 'gone/vocab.txt' does not exist" in capsys.readouterr().err
+  with np.load(out) as file:
+    assert set(json.loads(str(file["about"]))) == {"variant", "config"}
+
+
 @pytest.mark.parametrize(
   ("more", "message"),
   [(("--batch", "0"), "--batch 0"), (("--canvas", "0", "64"), "--canvas 0 64"), (("--checkpoint", "none"), "none")],
