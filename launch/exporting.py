@@ -57,10 +57,7 @@ def read(options: argparse.Namespace) -> Source:
   if trained.model.text is not None:
     try:
       about["tokenizer"] = tokenizer(trained.data.tokenizer, trained.model.max_tokens)
-    except (
-      OSError,
-      ValueError,
-    ) as error:  # a hub out of reach: whoever has the tokenizer can use the file all the same
+    except (OSError, ValueError) as error:  # who has it elsewhere can use the file all the same
       print(f"{options.out} goes without its tokenizer: {error}", file=sys.stderr)
   options.out.parent.mkdir(parents=True, exist_ok=True)
   return Source(trained.model, params, canvas, about)
