@@ -26,7 +26,7 @@ from jax.extend.core import jaxpr_as_fun
 from glipv2_jax import anchors, boxes
 from glipv2_jax.models import glipv2
 from glipv2_jax.models.variants import ModelConfig
-from glipv2_jax.schema import Array, Batch
+from glipv2_jax.schema import Array
 
 OUTPUTS = ("boxes_xyxy_px", "scores", "centerness")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -62,8 +62,10 @@ def answers(
   inclusive, in pixels of the canvas, clipped to image_size), probabilities b n m of the tokens (of the classes in a
   network without text), and centerness b n as a probability.
   """
-  graph = glipv2.graphdef(dataclasses.replace(cfg, remat=()))
-  outputs = nnx.merge(graph, params)(Batch(image, image_size, tokens, tokens_valid, *[None] * 6))
+  model = nnx.merge(glipv2.graphdef(dataclasses.replace(cfg, remat=())), params)
+  text = None if cfg.text is None else model.encode_text(tokens, tokens_valid)
+  levels, text = model.fuse(model.encode_image(image, image_size), text, tokens_valid, image_size)
+  outputs = model.predict(levels, text)
   found = boxes.decode(outputs.deltas, anchors.anchors(image.shape[1:3], cfg.strides, cfg.anchor_scale))
   height, width = image_size[:, :, None, None].astype(jnp.float32).swapaxes(0, 1)
   return boxes.clip(found, (height, width)), jax.nn.sigmoid(outputs.token_logits), jax.nn.sigmoid(outputs.centerness)
