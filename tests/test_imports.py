@@ -25,6 +25,12 @@ ALLOWED = {
   ),
   "glipv2_jax.parallel": ("glipv2_jax.schema", "glipv2_jax.parallel"),
   "glipv2_jax.convert": ("glipv2_jax.models", "glipv2_jax.convert"),
+  "glipv2_jax.convert.run_elsewhere": (
+    "glipv2_jax.schema",
+    "glipv2_jax.boxes",
+    "glipv2_jax.anchors",
+    "glipv2_jax.models",
+  ),
   "glipv2_jax.train": ("glipv2_jax",),
   "glipv2_jax.infer": ("glipv2_jax.schema", "glipv2_jax.boxes", "glipv2_jax.anchors"),
   "pipelines": ("glipv2_jax.schema", "glipv2_jax.boxes", "pipelines"),
