@@ -156,12 +156,7 @@ def write_stablehlo(
   """
 
   def run(weights, *args):
-    if batch is None:  # mapped over the pictures, so that inside the network every shape is a number
-      one = functools.partial(with_weights, cfg, weights)
-      found = jax.vmap(lambda *row: [x[0] for x in one(*(x[None] for x in row))])(*args)
-    else:
-      found = with_weights(cfg, weights, *args)
-    return dict(zip(OUTPUTS, found, strict=True))
+    return dict(zip(OUTPUTS, with_weights(cfg, weights, *args), strict=True))
 
   size = jax.export.symbolic_shape("b")[0] if batch is None else batch
   shapes = by_path(glipv2.abstract_params(cfg))
