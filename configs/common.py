@@ -32,7 +32,7 @@ def base() -> config_dict.ConfigDict:
   c.model.variant = "glip_t"
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
-  c.model.remat = ("fusion", "dyconv")
+  c.model.remat = ("dyconv",)
 
   c.data = config_dict.ConfigDict()  # pipelines.build.DataConfig
   c.data.root = ""

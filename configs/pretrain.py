@@ -26,7 +26,7 @@ def get_config(arg: str | None = None):
   if member != "t":  # the pre-LN text transformer of B and H reads CLIP's BPE (reference 3.3)
     c.data.tokenizer = "openai/clip-vit-base-patch32"
     c.optim.weight_decay = 0.01
-    c.model.remat = ("swin", "text", "fusion", "dyconv")
+    c.model.remat = ("swin", "text", "dyconv")
     c.train.total_steps = 1_000_000
   if "debug" in switches:  # the same network on embedded data: traces and runs anywhere with enough memory
     del c.data.sources.objects365, c.data.sources.coco, c.eval.sources.coco_val

@@ -82,8 +82,7 @@ class TowerStage(nnx.Module):
   def __call__(self, levels, words, words_valid, sizes=None, key=None):
     """levels: five maps; words: b m e or None; returns both, updated."""
     if self.fused:
-      fuse = maybe_checkpoint(self.fuse, self.remat, "fusion")
-      levels, words = fuse(levels, words, words_valid, sizes, fold(key, 0))
+      levels, words = self.fuse(levels, words, words_valid, sizes, fold(key, 0))
       words = maybe_checkpoint(self.text_layer, self.remat, "text")(words, words_valid, fold(key, 1))
     return maybe_checkpoint(self.dyconv, self.remat, "dyconv")(levels, sizes), words
 

@@ -103,6 +103,11 @@ def test_parameters_are_the_only_state():
   assert param_paths(nnx.to_pure_dict(params)) == param_paths(abstract_params(cfg))
 
 
+def test_unknown_parts_to_recompute_are_named():
+  with pytest.raises(ValueError, match="unknown parts .'tower'.*dyconv"):
+    variants.get("demo", remat=("swin", "tower"))
+
+
 def test_unknown_variant_is_named():
   with pytest.raises(ValueError, match="glip_x.*glipv2_t"):
     variants.get("glip_x")
