@@ -35,12 +35,23 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Regions and words before they meet in the fusion, as unit vectors of one space, for the inter-image loss."""
+
+  regions: Array  # b r d float32
+  words: Array  # b m d float32
+  log_scale: Array  # 1 float32, logarithm of the learned temperature
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Outputs:
   """What the heads predict for every location of the pyramid, levels P3..P7 concatenated row-major."""
 
   token_logits: Array  # b n m float32
   deltas: Array  # b n 4 float32, see boxes.decode
   centerness: Array  # b n float32, logits
+  embeddings: Embeddings | None = None  # of regions that were asked for
 
 
 def abstract_batch(batch: int, canvas: tuple[int, int], tokens: int, boxes: int) -> Batch:

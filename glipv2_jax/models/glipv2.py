@@ -21,15 +21,15 @@ from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import BiAttention
-from glipv2_jax.models.heads import DetectionHead
+from glipv2_jax.models.heads import DetectionHead, InterHead
 from glipv2_jax.models.layers import Keys, fold, maybe_checkpoint
 from glipv2_jax.models.padding import cells_valid, level_sizes
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.models.variants import ModelConfig
-from glipv2_jax.schema import Batch, Outputs
+from glipv2_jax.schema import Batch, Embeddings, Outputs
 
 SWIN_STRIDES = (4, 8, 16, 32)
-IMAGE, TEXT, TOWER = 0, 1, 2  # streams of the dropout key
+IMAGE, TEXT, TOWER, REGIONS = 0, 1, 2, 3  # streams of the training key; the last one chooses regions for L_inter
 
 
 @jax.tree_util.register_dataclass
@@ -94,6 +94,8 @@ class GLIPv2(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs | Keys):
     if cfg.head.fusion and cfg.text is None:
       raise ValueError("head.fusion=True needs a text encoder; set head.fusion=False or give ModelConfig.text")
+    if cfg.inter_dim and cfg.text is None:
+      raise ValueError("inter_dim compares regions with words and needs a text encoder; set it to 0")
     dtype = jnp.dtype(cfg.compute_dtype)
     widths = tuple(cfg.swin.embed_dim * 2**i for i in (1, 2, 3))
     self.cfg = cfg
@@ -104,6 +106,8 @@ class GLIPv2(nnx.Module):
       self.text = encoder(cfg.text, dtype=dtype, remat=cfg.remat, rngs=rngs)
     self.tower = nnx.List(TowerStage(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.head.stages))
     self.head = DetectionHead(cfg, rngs=rngs)
+    if cfg.inter_dim:
+      self.inter = InterHead(cfg, rngs=rngs)
 
   def sizes(self, image_size: jax.Array, strides: tuple[int, ...]) -> list[jax.Array] | None:
     """Valid cells (b 2) per stride, or None where padding takes part as in the authors' network."""
@@ -142,13 +146,21 @@ class GLIPv2(nnx.Module):
       return self.head(levels, None)
     return self.head(levels, text.hidden if self.cfg.head.fusion else text.embedded)
 
-  def __call__(self, batch: Batch, key: jax.Array | None = None) -> Outputs:
-    levels = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
+  def embed(self, pyramid: list[jax.Array], text: TextFeatures, regions: jax.Array) -> Embeddings:
+    """For L_inter: the chosen locations (b r int32) of the pyramid before the fusion, and all words."""
+    return self.inter(pyramid, text.hidden if self.cfg.inter_fused else text.embedded, regions)
+
+  def __call__(self, batch: Batch, key: jax.Array | None = None, regions: jax.Array | None = None) -> Outputs:
+    """With `regions` (b r int32, locations) the outputs hold embeddings for L_inter."""
+    pyramid = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
     text = None
     if self.cfg.text is not None:
       text = self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
-    levels, text = self.fuse(levels, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
-    return self.predict(levels, text)
+    levels, text = self.fuse(pyramid, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
+    outputs = self.predict(levels, text)
+    if regions is None:
+      return outputs
+    return dataclasses.replace(outputs, embeddings=self.embed(pyramid, text, regions))
 
 
 @functools.cache

@@ -14,7 +14,9 @@ from flax import nnx
 
 from glipv2_jax import anchors
 from glipv2_jax.losses import grounding as losses
-from glipv2_jax.models.glipv2 import graphdef, init_params
+from glipv2_jax.losses import inter
+from glipv2_jax.models.glipv2 import REGIONS, graphdef, init_params
+from glipv2_jax.models.layers import fold
 from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.schema import Batch
 from glipv2_jax.train.optim import model_frozen
@@ -41,7 +43,17 @@ class Objective:
 
 
 def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
-  """Detection and grounding (paper equation 2 without L_inter and L_mlm): boxes, centerness and token logits."""
+  """Detection and grounding (paper equation 2 without L_mlm): boxes, centerness, token logits and L_inter.
+
+  L_inter sees the whole batch that `loss` gets: with gradient accumulation one microbatch, whose words are the only
+  negatives. Raises ValueError when L_inter is asked of a network that has no head for it.
+  """
+  with_inter = loss.weight("inter") != 0
+  if with_inter and not model.inter_dim:
+    raise ValueError(
+      f"loss.weights.inter is {loss.weight('inter')}, but the network has no embeddings to compare; "
+      "set model.inter_dim (the authors' is 64), or the weight to 0.0"
+    )
 
   def targets(batch: Batch):
     canvas = batch.image.shape[1:3]
@@ -55,7 +67,10 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
     return found, counts, {"num_pos": counts["intra"]}
 
   def value(params, batch: Batch, found, counts, key):
-    outputs = nnx.merge(graphdef(model), params)(batch, key)
-    return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss), counts, loss.weights)
+    network, regions = nnx.merge(graphdef(model), params), None
+    if with_inter:
+      regions = inter.choose(found.matched, batch.example_valid, loss.inter, fold(key, REGIONS))
+    outputs = network(batch, key, regions and regions.location)
+    return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss, regions), counts, loss.weights)
 
   return Objective(functools.partial(init_params, model), targets, value, model_frozen(model))
