@@ -1,6 +1,5 @@
 """L_inter against its dense twin, which forms the whole similarity and target matrices on one device."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -19,7 +18,7 @@ FORMS = ("gathered", "ring")
 
 
 def dense(embeddings, known):
-  """Equations 4 and 5 as they are written, with targets that sum to one in every row, and every column, that has any."""
+  """Equations 4 and 5 as they are written; targets sum to one in every row, and every column, that has any."""
   b, r = known.region_concept.shape
   regions, words = (x.reshape(-1, x.shape[-1]) for x in (embeddings.regions, embeddings.words))
   similarity = regions @ words.T / jnp.exp(embeddings.log_scale)
