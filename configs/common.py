@@ -33,6 +33,9 @@ def base() -> config_dict.ConfigDict:
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
   c.model.remat = ("fusion", "dyconv")
+  c.model.inter_dim = 0  # 64: the network has the head of L_inter
+  c.model.inter_fused = False
+  c.model.inter_temperature = 1.0
 
   c.data = config_dict.ConfigDict()  # pipelines.build.DataConfig
   c.data.root = ""
@@ -58,8 +61,15 @@ def base() -> config_dict.ConfigDict:
   c.prompt.pack = 0
 
   c.loss = config_dict.ConfigDict()  # glipv2_jax.losses.grounding.LossConfig
-  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, box=2.0, centerness=1.0))  # 0.0 removes a term
+  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, inter=0.0, box=2.0, centerness=1.0))  # 0.0 removes a term
   c.loss.background_token = True
+  c.loss.inter = config_dict.ConfigDict()  # glipv2_jax.losses.inter.InterConfig
+  c.loss.inter.regions = 100
+  c.loss.inter.negatives = False
+  c.loss.inter.form = "gathered"
+  c.loss.inter.pairs = 64
+  c.loss.inter.drop_first_box = False
+  c.loss.inter.detach_remote = False
 
   c.optim = config_dict.ConfigDict()  # glipv2_jax.train.optim.OptimConfig
   c.optim.lr = 1e-4
@@ -83,7 +93,7 @@ def base() -> config_dict.ConfigDict:
   c.train = config_dict.ConfigDict()  # glipv2_jax.train.loop.TrainConfig
   c.train.total_steps = 330_000
   c.train.seed = 0
-  c.train.accumulate = 1  # microbatches per update
+  c.train.accumulate = 1  # microbatches per update; L_inter finds its negatives within one of them
   c.train.data = -1  # mesh: devices that only split the batch, -1 what is left
   c.train.fsdp = 1  # mesh: devices that also split parameters and moments
   c.train.log_every = 20
@@ -157,4 +167,4 @@ def small(c: config_dict.ConfigDict) -> None:
     (r".*bias.*", 1.0, 0.0),
     (r".*", 1.0, 1.0),
   )
-  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, box=1.0, centerness=0.5))
+  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5))

@@ -9,6 +9,7 @@ from typing import Any
 
 from glipv2_jax.infer import InferConfig
 from glipv2_jax.losses.grounding import LossConfig
+from glipv2_jax.losses.inter import InterConfig
 from glipv2_jax.models import variants
 from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.train import checkpoint
@@ -60,11 +61,12 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   evaluation = dataclasses.replace(training, sources=_entries(chosen, root), **rest)
 
   weights = tuple(sorted(c["loss"]["weights"].items()))
+  inter = _make(InterConfig, "loss.inter", c["loss"]["inter"])
   return Experiment(
     variant=variant,
     model=model,
     data=training,
-    loss=_make(LossConfig, "loss", {**c["loss"], "weights": weights}),
+    loss=_make(LossConfig, "loss", {**c["loss"], "weights": weights, "inter": inter}),
     optim=_make(OptimConfig, "optim", c["optim"]),
     train=_make(TrainConfig, "train", {**c["train"], "skip_limit": training.skip_limit}),
     evaluation=evaluation,

@@ -24,8 +24,9 @@ def make_train_step(
 
   Metrics, float32 scalars: 'loss', every term under its name, the objective's own numbers ('num_pos'), 'grad_norm'
   (before clipping) and 'lr' (the scheduled rate, before multipliers). Randomness is fold_in(key(seed), step).
-  With `accumulate` > 1 the batch passes through the network in that many parts; without dropout the result equals
-  that of one part up to rounding, since every part is divided by the counts of the whole batch.
+  With `accumulate` > 1 the batch passes through the network in that many parts; without dropout and L_inter the result
+  equals that of one part up to rounding, since every part is divided by the counts of the whole batch. L_inter compares
+  the images and words of one part only: the part's size sets the number of its negatives.
   It compiles once per canvas.
   """
   places = shardings_of(abstract)
@@ -35,7 +36,8 @@ def make_train_step(
     targets, counts, info = objective.targets(batch)
 
     def part(params, batch, targets, key):
-      return objective.loss(params, batch, targets, counts, key)
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # L_inter goes over its devices
+        return objective.loss(params, batch, targets, counts, key)
 
     grads, loss, terms = _gradients(part, state.params, (batch, targets), key, mesh, accumulate)
     grads = jax.lax.with_sharding_constraint(grads, places.params)

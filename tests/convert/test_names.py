@@ -17,6 +17,7 @@ LISTS = {
   "glip/glip_t": variants.get("glip_t"),
   "glip/glip_t_a": variants.get("glip_a"),
   "glip/glip_l": variants.get("glip_l"),
+  "glip/glip_t_glipv2_train": variants.get("glip_t", inter_dim=64),
   "glip_more/glip_t_clip": CLIP,
 }
 
@@ -37,6 +38,7 @@ def kinds():
   plain = dataclasses.replace(cfg.head, fusion=False)
   return {
     "bert": cfg,
+    "inter": dataclasses.replace(cfg, inter_dim=8),
     "clip": dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, kind="clip")),
     "no fusion": dataclasses.replace(cfg, head=plain),
     "no text": dataclasses.replace(cfg, text=None, head=plain),

@@ -15,7 +15,7 @@ import numpy as np
 
 from glipv2_jax.models import variants
 from tests import authors
-from tests.golden.condense import OUT, inputs
+from tests.golden import condense
 
 CASES = {  # ours: images, recording, summary
   "zero": (3, "train_shallow_zero", "shallow_zero"),
@@ -30,7 +30,7 @@ PARAMETERS = ("log_scale", *(f"contrastive_projection_{s}.{t}" for s in ("image"
 def features(root):
   """Cells b n d of the pyramid before the fusion, words b m e after and before it: four images."""
   cfg = variants.get("glip_t", inter_dim=64)
-  network, given = authors.network(cfg), inputs(root / "train4_inputs.npz")
+  network, given = authors.network(cfg), condense.inputs(root / "train4_inputs.npz")
   image, size, tokens, valid = (jnp.asarray(given[k]) for k in ("image", "image_size", "tokens", "tokens_valid"))
 
   @jax.jit
@@ -108,7 +108,7 @@ def main(root):
   for name in PARAMETERS:
     shape = shapes[name.split(".")[0]]
     found[f"weight/{name}"] = authors.weight(PREFIX + name, shape[:1] if name.endswith("bias") else shape)
-  np.savez_compressed(OUT / "inter.npz", **found)
+  np.savez_compressed(condense.OUT / "inter.npz", **found)
 
 
 if __name__ == "__main__":

@@ -137,3 +137,44 @@ def test_value_and_gradient_equal_the_twin(mesh, form, case):
 def test_the_size_of_tiles_changes_nothing(pairs):
   arguments = example(1)
   check(program(inter.InterConfig(pairs=pairs), None)(*arguments), twin(*arguments))
+
+
+MATCHED = np.full((4, 40), -1, np.int32)
+MATCHED[0, [3, 5, 30]] = 0, 2, 2
+MATCHED[1, 10:30] = np.arange(20) % 3
+MATCHED[3, :20] = 1
+EVERYBODY = np.array([True, True, True, False])
+
+
+@pytest.mark.parametrize("key", [None, 0])
+def test_all_assigned_anchors_are_chosen_up_to_k(key):
+  key = None if key is None else jax.random.key(key)
+  found = inter.choose(MATCHED, EVERYBODY, inter.InterConfig(regions=8), key)
+  np.testing.assert_array_equal(found.valid.sum(1), [3, 8, 0, 0])  # the last image is padding
+  assert set(np.asarray(found.location[0])[np.asarray(found.valid[0])]) == {3, 5, 30}
+  for b, n in zip(*np.nonzero(found.valid), strict=True):
+    assert found.box[b, n] == MATCHED[b, found.location[b, n]]
+  assert len(set(found.location[1].tolist())) == 8
+  np.testing.assert_array_equal(np.asarray(found.box)[~np.asarray(found.valid)], -1)
+
+
+def test_a_random_choice_is_fair_and_differs_between_steps():
+  choices = [
+    inter.choose(MATCHED, EVERYBODY, inter.InterConfig(regions=8), jax.random.key(i)).location[1] for i in range(50)
+  ]
+  counts = np.bincount(np.concatenate(choices), minlength=40)
+  assert counts[10:30].min() >= 8 and counts.sum() == counts[10:30].sum()  # 20 on average
+
+
+def test_negatives_fill_up_without_a_box():
+  cfg = inter.InterConfig(regions=8, negatives=True)
+  found = inter.choose(MATCHED, EVERYBODY, cfg, jax.random.key(0))
+  np.testing.assert_array_equal(found.valid.sum(1), [8, 8, 8, 0])
+  np.testing.assert_array_equal((found.box >= 0).sum(1), [3, 8, 0, 0])
+  added = np.asarray(found.location[0])[np.asarray(found.box[0]) < 0]
+  assert len(set(added)) == 5 and (MATCHED[0, added] < 0).all()
+
+
+def test_unknown_form_is_named():
+  with pytest.raises(ValueError, match="'dense'; known: gathered, ring"):
+    inter.InterConfig(form="dense")
