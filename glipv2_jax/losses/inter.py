@@ -77,7 +77,9 @@ def choose(matched, example_valid, cfg: InterConfig, key: jax.Array | None) -> R
   score = assigned.astype(jnp.float32)
   if key is not None:
     score += jax.random.uniform(key, matched.shape)
-  best, location = lax.top_k(score, min(cfg.regions, matched.shape[1]))
+  k = min(cfg.regions, matched.shape[1])
+  # Every device looks at its own images: left alone, the compiler collects the scores of all of them first.
+  location = _on_mesh(lambda axis, score: lax.top_k(score, k)[1], BATCH, BATCH)(score)
   box = jnp.take_along_axis(jnp.where(assigned, matched, -1), location, axis=1)
   valid = jnp.broadcast_to(example_valid[:, None], box.shape) if cfg.negatives else box >= 0
   return Regions(location, box, valid)
@@ -114,11 +116,11 @@ def cross_entropies(cfg: InterConfig, embeddings: Embeddings, known: Labels):
   Arrays are those of the global batch. Under a mesh (`jax.set_mesh`) the batch axis is divided among the devices of
   ('data', 'fsdp'); without one it runs as if on one device.
   """
-  return _on_mesh(cfg, embeddings, known, gradient=False)
+  return _both_ways(cfg, embeddings, known, gradient=False)
 
 
 def _forward(cfg, embeddings, known):
-  return _on_mesh(cfg, embeddings, known, gradient=True)
+  return _both_ways(cfg, embeddings, known, gradient=True)
 
 
 def _backward(cfg, gradients, cotangent):
@@ -129,16 +131,18 @@ def _backward(cfg, gradients, cotangent):
 cross_entropies.defvjp(_forward, _backward)
 
 
-def _on_mesh(cfg, embeddings, known, gradient):
-  embeddings = jax.tree.map(lambda x: x.astype(jnp.float32), embeddings)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return _device(cfg, (), gradient, embeddings, known)
-  here = Embeddings(regions=BATCH, words=BATCH, log_scale=jax.P())
-  body = functools.partial(_device, cfg, BATCH[0], gradient)
-  return jax.shard_map(body, in_specs=(here, BATCH), out_specs=(jax.P(), here) if gradient else jax.P())(
-    embeddings, known
-  )
+def _both_ways(cfg, embeddings, known, gradient):
+  """The loss, with `gradient` also its gradient by the embeddings."""
+  spread = Embeddings(regions=BATCH, words=BATCH, log_scale=jax.P())
+  body = functools.partial(_device, cfg, gradient)
+  return _on_mesh(body, (spread, BATCH), (jax.P(), spread) if gradient else jax.P())(embeddings, known)
+
+
+def _on_mesh(body, in_specs, out_specs):
+  """`body(axis, ...)` on every device of the mesh with its part of the arrays; without a mesh on the whole arrays."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return functools.partial(body, ())
+  return jax.shard_map(functools.partial(body, BATCH[0]), in_specs=in_specs, out_specs=out_specs)
 
 
 # What follows runs on every device with its own rows and columns. `axis`: names of the mesh axes, () without a mesh.
@@ -181,7 +185,7 @@ class Stats(NamedTuple):
     return share.sum()
 
 
-def _device(cfg: InterConfig, axis, gradient: bool, embeddings: Embeddings, known: Labels):
+def _device(cfg: InterConfig, gradient: bool, axis, embeddings: Embeddings, known: Labels):
   images = embeddings.regions.shape[0]
   device = lax.axis_index(axis) if axis else 0
   image = device * images + jnp.arange(images)

@@ -67,10 +67,11 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
     return found, counts, {"num_pos": counts["intra"]}
 
   def value(params, batch: Batch, found, counts, key):
-    network, regions = nnx.merge(graphdef(model), params), None
+    network, regions, locations = nnx.merge(graphdef(model), params), None, None
     if with_inter:
       regions = inter.choose(found.matched, batch.example_valid, loss.inter, fold(key, REGIONS))
-    outputs = network(batch, key, regions and regions.location)
+      locations = regions.location
+    outputs = network(batch, key, locations)
     return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss, regions), counts, loss.weights)
 
   return Objective(functools.partial(init_params, model), targets, value, model_frozen(model))

@@ -1,4 +1,4 @@
-"""How tests/golden/glip/inter.npz was made: `python -m tests.golden.condense_inter FOLDER` from the root (README.md).
+"""How tests/golden/glip/inter.npz was made: `python -m tests.golden.condense_inter FOLDER` from the root.
 
 FOLDER holds the full recordings glip/. They have no features from before the fusion, so those come from this project's
 network under the authors' weights; the recorded similarities of regions and words, compared here and in the test, say
