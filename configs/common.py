@@ -33,6 +33,7 @@ def base() -> config_dict.ConfigDict:
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
   c.model.remat = ("fusion", "dyconv")
+  c.model.mlm = False  # the head of L_mlm
   c.model.inter_dim = 0  # 64: the network has the head of L_inter
   c.model.inter_fused = False
   c.model.inter_temperature = 1.0
@@ -60,8 +61,15 @@ def base() -> config_dict.ConfigDict:
   c.prompt.control_probabilities = (0.0, 0.0, 0.5, 0.0)
   c.prompt.pack = 0
 
+  c.masking = config_dict.ConfigDict()  # pipelines.masking.MaskingConfig; words are hidden only for L_mlm
+  c.masking.kinds = ("detection", "grounding")
+  c.masking.probability = 0.15
+  c.masking.masked = 0.8
+  c.masking.random = 0.1
+
   c.loss = config_dict.ConfigDict()  # glipv2_jax.losses.grounding.LossConfig
-  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, inter=0.0, box=2.0, centerness=1.0))  # 0.0 removes a term
+  # 0.0 removes a term and its computation.
+  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, inter=0.0, box=2.0, centerness=1.0, mlm=0.0))
   c.loss.background_token = True
   c.loss.inter = config_dict.ConfigDict()  # glipv2_jax.losses.inter.InterConfig
   c.loss.inter.regions = 100
@@ -167,4 +175,4 @@ def small(c: config_dict.ConfigDict) -> None:
     (r".*bias.*", 1.0, 0.0),
     (r".*", 1.0, 1.0),
   )
-  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5))
+  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5, mlm=0.0))

@@ -17,9 +17,10 @@ from glipv2_jax.train.loop import TrainConfig
 from glipv2_jax.train.optim import OptimConfig
 from launch.scoring import ScoringConfig
 from pipelines.build import DataConfig, SourceEntry
+from pipelines.masking import MaskingConfig
 from pipelines.prompts import PromptConfig
 
-SECTIONS = ("model", "data", "prompt", "loss", "optim", "train", "eval", "infer")
+SECTIONS = ("model", "data", "prompt", "masking", "loss", "optim", "train", "eval", "infer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,9 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   root, data = _split(c["data"], "root")
   sources, data = _split(data, "sources")
   prompt = _make(PromptConfig, "prompt", c["prompt"])
-  training = _make(DataConfig, "data", {**data, "prompt": prompt, "sources": _entries(sources, root)})
+  hidden = _make(MaskingConfig, "masking", c["masking"]) if c["loss"]["weights"]["mlm"] else None
+  own = {"prompt": prompt, "masking": hidden, "sources": _entries(sources, root)}
+  training = _make(DataConfig, "data", {**data, **own})
 
   chosen, rest = _split(c["eval"], "sources")
   scoring, rest = _pick(rest, ("limit", "per_prompt"))

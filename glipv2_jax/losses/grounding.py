@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from glipv2_jax import assign
 from glipv2_jax.losses import box, intra
 from glipv2_jax.losses.inter import InterConfig, Regions, inter_term
+from glipv2_jax.losses.mlm import mlm_term
 from glipv2_jax.losses.terms import Term
 from glipv2_jax.schema import Batch, Outputs
 
-TERMS = ("intra", "inter", "box", "centerness")
+TERMS = ("intra", "inter", "box", "centerness", "mlm")
 TINY = 1e-6
 
 
@@ -97,6 +98,7 @@ def loss_terms(
     "inter": lambda: inter_term(outputs.embeddings, batch, regions, targets.matched, cfg.inter),
     "box": lambda: box.box_term(outputs.deltas, targets),
     "centerness": lambda: box.centerness_term(outputs.centerness, targets),
+    "mlm": lambda: mlm_term(outputs.word_logits, batch),
   }
   return {name: compute[name]() for name, weight in cfg.weights if weight != 0}
 

@@ -21,7 +21,7 @@ from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import BiAttention
-from glipv2_jax.models.heads import DetectionHead, InterHead
+from glipv2_jax.models.heads import DetectionHead, InterHead, MlmHead
 from glipv2_jax.models.layers import Keys, fold, maybe_checkpoint
 from glipv2_jax.models.padding import cells_valid, level_sizes
 from glipv2_jax.models.swin import Swin
@@ -94,8 +94,8 @@ class GLIPv2(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs | Keys):
     if cfg.head.fusion and cfg.text is None:
       raise ValueError("head.fusion=True needs a text encoder; set head.fusion=False or give ModelConfig.text")
-    if cfg.inter_dim and cfg.text is None:
-      raise ValueError("inter_dim compares regions with words and needs a text encoder; set it to 0")
+    if (cfg.inter_dim or cfg.mlm) and cfg.text is None:
+      raise ValueError("inter_dim and mlm need a text encoder; set inter_dim=0 and mlm=False")
     dtype = jnp.dtype(cfg.compute_dtype)
     widths = tuple(cfg.swin.embed_dim * 2**i for i in (1, 2, 3))
     self.cfg = cfg
@@ -106,6 +106,8 @@ class GLIPv2(nnx.Module):
       self.text = encoder(cfg.text, dtype=dtype, remat=cfg.remat, rngs=rngs)
     self.tower = nnx.List(TowerStage(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.head.stages))
     self.head = DetectionHead(cfg, rngs=rngs)
+    if cfg.mlm:
+      self.mlm = MlmHead(cfg, dtype=dtype, rngs=rngs)
     if cfg.inter_dim:
       self.inter = InterHead(cfg, rngs=rngs)
 
@@ -151,16 +153,18 @@ class GLIPv2(nnx.Module):
     return self.inter(pyramid, text.hidden if self.cfg.inter_fused else text.embedded, regions)
 
   def __call__(self, batch: Batch, key: jax.Array | None = None, regions: jax.Array | None = None) -> Outputs:
-    """With `regions` (b r int32, locations) the outputs hold embeddings for L_inter."""
+    """With `regions` (b r int32, locations) the outputs hold embeddings for L_inter, with labels logits for L_mlm."""
     pyramid = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
     text = None
     if self.cfg.text is not None:
       text = self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
     levels, text = self.fuse(pyramid, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
     outputs = self.predict(levels, text)
-    if regions is None:
-      return outputs
-    return dataclasses.replace(outputs, embeddings=self.embed(pyramid, text, regions))
+    if regions is not None:
+      outputs = dataclasses.replace(outputs, embeddings=self.embed(pyramid, text, regions))
+    if self.cfg.mlm and batch.mlm_labels is not None:
+      outputs = dataclasses.replace(outputs, word_logits=self.mlm(text.hidden))
+    return outputs
 
 
 @functools.cache

@@ -1,16 +1,17 @@
-"""Prediction layers: token logits, box deltas and centerness of every location (reference 4.5), and the embeddings that
-the inter-image loss compares (reference 5.6)."""
+"""Prediction layers: token logits, box deltas and centerness of every location (reference 4.5); the vocabulary at every
+word (4.6); the embeddings that the inter-image loss compares (5.6)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.models.layers import Linear, l2_normalise, normal_01, xavier
+from glipv2_jax.models.layers import LayerNorm, Linear, gelu, l2_normalise, normal_01, normal_02, xavier
 from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.schema import Embeddings, Outputs
 
 LIMIT = 50000.0
+EPSILON = 1e-12
 PRIOR = float(-np.log(99.0))  # logit of the prior probability 0.01
 
 
@@ -54,6 +55,20 @@ class DetectionHead(nnx.Module):
     bias = words @ self.bias_lang[...] + self.bias0[...]
     logits = jnp.einsum("bnd,bmd->bnm", x, projected) / jnp.exp(self.log_scale[...]) + bias[:, None]
     return jnp.clip(logits, -LIMIT, LIMIT)
+
+
+class MlmHead(nnx.Module):
+  """Fused words -> logits of the vocabulary (reference 4.6); the output matrix is not that of the embeddings."""
+
+  def __init__(self, cfg: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    e = cfg.text.width
+    self.dense = Linear(e, e, dtype=dtype, kernel_init=normal_02, rngs=rngs)
+    self.norm = LayerNorm(e, EPSILON, rngs=rngs)
+    self.decoder = Linear(e, cfg.text.vocab_size, dtype=dtype, kernel_init=normal_02, rngs=rngs)
+
+  def __call__(self, words: jax.Array) -> jax.Array:
+    """b m e -> b m v float32."""
+    return self.decoder(self.norm(gelu(self.dense(words)))).astype(jnp.float32)
 
 
 class InterHead(nnx.Module):

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from glipv2_jax import anchors
 from glipv2_jax.losses import grounding as losses
-from glipv2_jax.losses import inter
+from glipv2_jax.losses import inter, mlm
 from glipv2_jax.models.glipv2 import REGIONS, graphdef, init_params
 from glipv2_jax.models.layers import fold
 from glipv2_jax.models.variants import ModelConfig
@@ -43,17 +44,21 @@ class Objective:
 
 
 def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
-  """Detection and grounding (paper equation 2 without L_mlm): boxes, centerness, token logits and L_inter.
+  """Detection and grounding, paper equation 2: boxes, centerness, token logits, L_inter and L_mlm.
 
   L_inter sees the whole batch that `loss` gets: with gradient accumulation one microbatch, whose words are the only
-  negatives. Raises ValueError when L_inter is asked of a network that has no head for it.
+  negatives. Raises ValueError when a term is asked of a network that has no head for it.
   """
-  with_inter = loss.weight("inter") != 0
-  if with_inter and not model.inter_dim:
-    raise ValueError(
-      f"loss.weights.inter is {loss.weight('inter')}, but the network has no embeddings to compare; "
-      "set model.inter_dim (the authors' is 64), or the weight to 0.0"
-    )
+  with_inter, with_mlm = loss.weight("inter") != 0, loss.weight("mlm") != 0
+  for name, missing, field in (
+    ("inter", with_inter and not model.inter_dim, "model.inter_dim (the authors' is 64)"),
+    ("mlm", with_mlm and not model.mlm, "model.mlm=True"),
+  ):
+    if missing:
+      raise ValueError(
+        f"loss.weights.{name} is {loss.weight(name)}, but the network has no head for it; "
+        f"set {field}, or the weight to 0.0"
+      )
 
   def targets(batch: Batch):
     canvas = batch.image.shape[1:3]
@@ -64,6 +69,8 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
       loss,
     )
     counts = losses.counts(found)
+    if with_mlm:
+      counts["mlm"] = mlm.predicted(batch).sum(dtype=jnp.float32)
     return found, counts, {"num_pos": counts["intra"]}
 
   def value(params, batch: Batch, found, counts, key):

@@ -41,9 +41,11 @@ def test_weight_zero_leaves_nothing_in_the_program():
 
 
 def test_the_term_needs_the_head():
-  with pytest.raises(ValueError, match="loss.weights.inter is 1.0.*set model.inter_dim .*64.*or the weight to 0.0"):
+  with pytest.raises(ValueError, match="loss.weights.inter is 1.0.*set model.inter_dim .*64.*or the weight to 0"):
     objective.grounding(tiny.model(), LossConfig((("inter", 1.0),)))
-  with pytest.raises(ValueError, match="inter_dim.*needs a text encoder"):
+  with pytest.raises(ValueError, match="loss.weights.mlm is 0.5.*set model.mlm=True"):
+    objective.grounding(tiny.model(), LossConfig((("mlm", 0.5),)))
+  with pytest.raises(ValueError, match="inter_dim.*need a text encoder"):
     plain = dataclasses.replace(tiny.model().head, fusion=False)
     model = dataclasses.replace(tiny.model(), text=None, head=plain, inter_dim=8)
     jax.eval_shape(objective.grounding(model, LossConfig(WITHOUT)).init, jax.random.key(0))

@@ -1,8 +1,8 @@
-"""How tests/golden/glip/inter.npz was made: `python -m tests.golden.condense_inter FOLDER` from the root.
+"""How tests/golden/glip/inter.npz and mlm.npz were made: `python -m tests.golden.condense_glipv2 FOLDER` from the root.
 
 FOLDER holds the full recordings glip/. They have no features from before the fusion, so those come from this project's
 network under the authors' weights; the recorded similarities of regions and words, compared here and in the test, say
-whether they are right. Kept are the regions and words that take part.
+whether they are right. Kept are the regions and words that take part; for L_mlm the hidden words that are predicted.
 """
 
 import json
@@ -23,14 +23,19 @@ CASES = {  # ours: images, recording, summary
   "before_fusion": (3, "train_shallow_prefusion", "shallow_prefusion"),
   "zero4": (4, "train_shallow_zero4", "shallow_zero4"),
 }
+MLM = "rpn.head.mlm_head."
+MLM_PARAMETERS = (
+  "bias", "decoder.weight", "transform.dense.weight", "transform.dense.bias",
+  "transform.LayerNorm.weight", "transform.LayerNorm.bias",
+)  # fmt: skip
 PREFIX = "rpn.loss_evaluator.shallow_"
 PARAMETERS = ("log_scale", *(f"contrastive_projection_{s}.{t}" for s in ("image", "text") for t in ("weight", "bias")))
 
 
-def features(root):
-  """Cells b n d of the pyramid before the fusion, words b m e after and before it: four images."""
-  cfg = variants.get("glip_t", inter_dim=64)
-  network, given = authors.network(cfg), condense.inputs(root / "train4_inputs.npz")
+def features(root, given, tokens=None):
+  """Cells b n d of the pyramid before the fusion, words b m e after and before it, b m bool; other tokens if given."""
+  network, given = authors.network(variants.get("glip_t")), condense.inputs(root / f"{given}.npz")
+  given["tokens"] = given["tokens"] if tokens is None else tokens
   image, size, tokens, valid = (jnp.asarray(given[k]) for k in ("image", "image_size", "tokens", "tokens_valid"))
 
   @jax.jit
@@ -56,17 +61,28 @@ def labels(root, images=4, boxes=4):
   return positive_map, concept, words
 
 
-def gradients(z, norms):
+def gradients(z, norms, prefix=PREFIX, parameters=PARAMETERS):
   found = {}
-  for name in PARAMETERS:
-    (key,) = (k for k in z.files if k.startswith(f"grad/{PREFIX}{name}@"))
+  for name in parameters:
+    (key,) = (k for k in z.files if k.startswith(f"grad/{prefix}{name}@"))
     found[f"grad/{name}@{key.split('@')[1]}"] = z[key]
-    found[f"norm/{name}"] = np.float64(norms[PREFIX + name])
+    found[f"norm/{name}"] = np.float64(norms[prefix + name])
   return found
 
 
-def main(root):
-  (cells, fused, embedded), valid = features(root)
+def mlm(root):
+  z = np.load(root / "train_mlm.npz")
+  (_, fused, _), _ = features(root, "train_inputs", z["masked_input_ids"].astype(np.int32))
+  labels = z["extra/mlm_labels"]
+  found = {"labels": labels[labels >= 0].astype(np.int32), "words": fused[labels >= 0]}
+  losses = json.loads((root / "train_summary.json").read_text())["mlm"]
+  found["loss"], found["loss_float64"] = (np.float64(losses[k]["mlm_loss"]) for k in ("losses", "losses_float64"))
+  norms = json.loads((root / "train_mlm_grad_norms.json").read_text())["per_parameter"]
+  return found | gradients(z, norms, MLM, MLM_PARAMETERS)
+
+
+def inter(root):
+  (cells, fused, embedded), valid = features(root, "train4_inputs")
   positive_map, box_concept, token_concept = labels(root)
   base = np.load(root / "train_shallow_zero4.npz")
   matched = base["assign/matched_gt"].astype(np.int32)
@@ -108,7 +124,12 @@ def main(root):
   for name in PARAMETERS:
     shape = shapes[name.split(".")[0]]
     found[f"weight/{name}"] = authors.weight(PREFIX + name, shape[:1] if name.endswith("bias") else shape)
-  np.savez_compressed(condense.OUT / "inter.npz", **found)
+  return found
+
+
+def main(root):
+  np.savez_compressed(condense.OUT / "inter.npz", **inter(root))
+  np.savez_compressed(condense.OUT / "mlm.npz", **mlm(root))
 
 
 if __name__ == "__main__":
