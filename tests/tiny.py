@@ -28,9 +28,10 @@ def model() -> variants.ModelConfig:
   )
 
 
-def grounding(weights=(("intra", 1.0), ("inter", 1.0), ("box", 2.0), ("centerness", 1.0))) -> objective.Objective:
+def grounding() -> objective.Objective:
   """The objective with all its terms."""
-  return objective.grounding(dataclasses.replace(model(), inter_dim=8), LossConfig(weights))
+  weights = (("intra", 1.0), ("inter", 1.0), ("box", 2.0), ("centerness", 1.0), ("mlm", 1.0))
+  return objective.grounding(dataclasses.replace(model(), inter_dim=8, mlm=True), LossConfig(weights))
 
 
 def optimizer_config(**changes) -> optim.OptimConfig:
@@ -53,6 +54,7 @@ def batch(step: int, rows: int = 8, canvas: tuple[int, int] = CANVAS) -> Batch:
     box_concept=rng.integers(-1, 3, (rows, BOXES), np.int32),
     token_concept=rng.integers(-1, 3, (rows, TOKENS), np.int32),
     example_valid=np.ones(rows, bool),
+    mlm_labels=rng.choice([-100, -100, 5, 17], (rows, TOKENS)).astype(np.int32),
   )
 
 

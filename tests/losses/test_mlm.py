@@ -53,9 +53,8 @@ def test_batches_without_labels_are_refused():
 
 def weight(name, shape):
   """The authors' test tensor of this name (shared/golden/glip, deterministic_weights.py)."""
-  normals = np.random.Generator(np.random.Philox(zlib.crc32(f"rpn.head.mlm_head.{name}".encode()))).standard_normal(
-    shape
-  )
+  key = zlib.crc32(f"rpn.head.mlm_head.{name}".encode())
+  normals = np.random.Generator(np.random.Philox(key)).standard_normal(shape)
   shift, scale = (1.0, 0.1) if name.endswith("LayerNorm.weight") else (0.0, 0.02)
   return (shift + (scale if len(shape) == 1 else shape[-1] ** -0.5) * normals).astype(np.float32)
 

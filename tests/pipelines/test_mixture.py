@@ -16,8 +16,8 @@ from PIL import Image
 from glipv2_jax.schema import abstract_batch
 from pipelines import build, mixture
 from pipelines.build import DataConfig, evaluation_batches, train_batches
-from pipelines.prepare_example import Prepare, PrepareConfig, batch_canvas
 from pipelines.masking import MaskingConfig
+from pipelines.prepare_example import Prepare, PrepareConfig, batch_canvas
 from pipelines.prompts import PromptConfig
 from pipelines.records import BadRecord, Example, HostBatch
 from pipelines.sources.coco_json import CocoJson

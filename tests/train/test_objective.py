@@ -37,7 +37,8 @@ def test_weight_zero_leaves_nothing_in_the_program():
   on, _ = operations(with_head, (*WITHOUT[:1], ("inter", 0.5), *WITHOUT[2:]))
   zeros = 5  # the gradients of the unused head
   assert off - bare <= zeros and on > bare + 50
-  assert len(results) == 1 + 3 + len(jax.tree.leaves(jax.eval_shape(tiny.grounding().init, jax.random.key(0))))
+  parameters = jax.eval_shape(objective.grounding(with_head, LossConfig(WITHOUT)).init, jax.random.key(0))
+  assert len(results) == 1 + 3 + len(jax.tree.leaves(parameters))
 
 
 def test_the_term_needs_the_head():
