@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from glipv2_jax import assign
 from glipv2_jax.losses import box, intra
-from glipv2_jax.losses.inter import InterConfig, Regions, inter_term
+from glipv2_jax.losses.inter import InterConfig, Pull, Regions, inter_term, pulled_term
 from glipv2_jax.losses.mlm import mlm_term
 from glipv2_jax.losses.terms import Term
 from glipv2_jax.schema import Batch, Outputs
@@ -85,17 +85,29 @@ def counts(targets: Targets) -> dict[str, Any]:
 
 
 def loss_terms(
-  outputs: Outputs, batch: Batch, targets: Targets, cfg: LossConfig, regions: Regions | None = None
+  outputs: Outputs,
+  batch: Batch,
+  targets: Targets,
+  cfg: LossConfig,
+  regions: Regions | None = None,
+  pull: Pull | None = None,
 ) -> dict[str, Term]:
   """Sums and counts of the terms whose weight is not 0, for a batch or a microbatch.
 
-  `regions`: those that `outputs.embeddings` are of; only L_inter needs them.
+  Only L_inter needs `regions`, those that `outputs.embeddings` are of, and `pull`, for a microbatch that is to see the
+  negatives of the whole batch.
   """
+
+  def inter():
+    if pull is not None:
+      return pulled_term(outputs.embeddings, pull, targets.matched)
+    return inter_term(outputs.embeddings, batch, regions, targets.matched, cfg.inter)
+
   compute = {
     "intra": lambda: intra.intra_term(
       outputs.token_logits, batch, targets.matched, cfg.background_token, cfg.alpha, cfg.gamma
     ),
-    "inter": lambda: inter_term(outputs.embeddings, batch, regions, targets.matched, cfg.inter),
+    "inter": inter,
     "box": lambda: box.box_term(outputs.deltas, targets),
     "centerness": lambda: box.centerness_term(outputs.centerness, targets),
     "mlm": lambda: mlm_term(outputs.word_logits, batch),

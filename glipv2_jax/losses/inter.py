@@ -103,10 +103,38 @@ def inter_term(embeddings: Embeddings, batch: Batch, regions: Regions, matched, 
   """Half the sum of both cross-entropies over all regions and all words, counted by the assigned anchors.
 
   That is the published normalisation (reference 5.6; the paper writes the sum of two means): the sums of microbatches
-  add up. Negatives are those of the microbatch.
+  add up. Negatives are those of the batch or microbatch that this is called with (see `pull`).
   """
   positive = matched >= 0
   return terms.Term(cross_entropies(cfg, embeddings, labels(batch, regions)), terms.masked_sum(positive, positive))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pull:
+  """What L_inter of a whole batch asks of every image's embeddings: its value and gradient, cut along the images."""
+
+  value: Any  # b, equal shares
+  regions: Any  # b r d
+  words: Any  # b m d
+  log_scale: Any  # b, equal shares
+
+
+def pull(cfg: InterConfig, embeddings: Embeddings, known: Labels) -> Pull:
+  """Value and gradient of `cross_entropies`, for embeddings of a whole batch that passes the network in parts."""
+  value, gradient = jax.value_and_grad(functools.partial(cross_entropies, cfg))(embeddings, known)
+  images = known.word_valid.shape[0]
+  share = lambda x: jnp.broadcast_to(x.reshape(()) / images, images)  # noqa: E731
+  return Pull(share(value), gradient.regions, gradient.words, share(gradient.log_scale))
+
+
+def pulled_term(embeddings: Embeddings, asked: Pull, matched) -> terms.Term:
+  """`inter_term` of one part, with the negatives of the whole batch: the shares of all parts add up to the whole."""
+  linear = (embeddings.regions * asked.regions).sum() + (embeddings.words * asked.words).sum()
+  linear += embeddings.log_scale.reshape(()) * asked.log_scale.sum()
+  positive = matched >= 0
+  total = asked.value.sum() + linear - lax.stop_gradient(linear)
+  return terms.Term(total, terms.masked_sum(positive, positive))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -152,12 +152,16 @@ class GLIPv2(nnx.Module):
     """For L_inter: the chosen locations (b r int32) of the pyramid before the fusion, and all words."""
     return self.inter(pyramid, text.hidden if self.cfg.inter_fused else text.embedded, regions)
 
+  def encode(self, batch: Batch, key: jax.Array | None = None) -> tuple[list[jax.Array], TextFeatures | None]:
+    """Everything before the fusion: the pyramid, and the text if there is any."""
+    pyramid = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
+    if self.cfg.text is None:
+      return pyramid, None
+    return pyramid, self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
+
   def __call__(self, batch: Batch, key: jax.Array | None = None, regions: jax.Array | None = None) -> Outputs:
     """With `regions` (b r int32, locations) the outputs hold embeddings for L_inter, with labels logits for L_mlm."""
-    pyramid = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
-    text = None
-    if self.cfg.text is not None:
-      text = self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
+    pyramid, text = self.encode(batch, key)
     levels, text = self.fuse(pyramid, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
     outputs = self.predict(levels, text)
     if regions is not None:

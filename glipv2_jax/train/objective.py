@@ -19,7 +19,7 @@ from glipv2_jax.losses import inter, mlm
 from glipv2_jax.models.glipv2 import REGIONS, graphdef, init_params
 from glipv2_jax.models.layers import fold
 from glipv2_jax.models.variants import ModelConfig
-from glipv2_jax.schema import Batch
+from glipv2_jax.schema import Batch, Embeddings
 from glipv2_jax.train.optim import model_frozen
 
 Numbers = dict[str, jax.Array]
@@ -34,20 +34,25 @@ class Objective:
     the numbers that normalise the terms of the whole global batch, and numbers for the log.
   loss(params, batch, targets, counts, key) -> (loss, terms): of a batch or a microbatch; because the counts are those
     of the global batch, microbatches add up.
+  survey, whole: for terms that compare all rows of a batch which passes the network in parts. survey(params, batch,
+    targets, key) -> what such a term has to know of one part; whole(params, surveys of all rows) -> what every row
+    should do, and `loss` takes its part's rows of that as a last argument. All leaves lead with the batch axis.
   frozen: patterns of parameters that this network never trains.
   """
 
   init: Callable[[jax.Array], Any]
   targets: Callable[[Batch], tuple[Any, Numbers, Numbers]]
-  loss: Callable[[Any, Batch, Any, Numbers, jax.Array], tuple[jax.Array, Numbers]]
+  loss: Callable[..., tuple[jax.Array, Numbers]]
   frozen: tuple[str, ...] = ()
+  survey: Callable[[Any, Batch, Any, jax.Array], Any] | None = None
+  whole: Callable[[Any, Any], Any] | None = None
 
 
 def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
   """Detection and grounding, paper equation 2: boxes, centerness, token logits, L_inter and L_mlm.
 
-  L_inter sees the whole batch that `loss` gets: with gradient accumulation one microbatch, whose words are the only
-  negatives. Raises ValueError when a term is asked of a network that has no head for it.
+  L_inter compares the rows that `loss` gets, with gradient accumulation one microbatch, unless `loss` also gets what
+  `whole` says of all of them. Raises ValueError when a term is asked of a network that has no head for it.
   """
   with_inter, with_mlm = loss.weight("inter") != 0, loss.weight("mlm") != 0
   for name, missing, field in (
@@ -73,12 +78,24 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
       counts["mlm"] = mlm.predicted(batch).sum(dtype=jnp.float32)
     return found, counts, {"num_pos": counts["intra"]}
 
-  def value(params, batch: Batch, found, counts, key):
-    network, regions, locations = nnx.merge(graphdef(model), params), None, None
-    if with_inter:
-      regions = inter.choose(found.matched, batch.example_valid, loss.inter, fold(key, REGIONS))
-      locations = regions.location
-    outputs = network(batch, key, locations)
-    return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss, regions), counts, loss.weights)
+  def choose(batch: Batch, found, key):
+    return inter.choose(found.matched, batch.example_valid, loss.inter, fold(key, REGIONS))
 
-  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model))
+  def value(params, batch: Batch, found, counts, key, pull=None):
+    regions = choose(batch, found, key) if with_inter else None
+    outputs = nnx.merge(graphdef(model), params)(batch, key, None if regions is None else regions.location)
+    return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss, regions, pull), counts, loss.weights)
+
+  def survey(params, batch: Batch, found, key):
+    if model.inter_fused:
+      raise ValueError("words after the fusion (model.inter_fused) cannot be compared across microbatches")
+    network, regions = nnx.merge(graphdef(model), params), choose(batch, found, key)
+    embeddings = network.embed(*network.encode(batch, key), regions.location)
+    return embeddings.regions, embeddings.words, inter.labels(batch, regions)
+
+  def whole(params, surveys):
+    regions, words, known = surveys
+    return inter.pull(loss.inter, Embeddings(regions, words, params["inter"]["log_scale"]), known)
+
+  both = dict(survey=survey, whole=whole) if with_inter else {}
+  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model), **both)
