@@ -133,6 +133,17 @@ def test_value_and_gradient_equal_the_twin(mesh, form, case):
     assert float(found[0]) > 1
 
 
+def test_padding_may_hold_anything():
+  embeddings, known = example()
+  dirty = Embeddings(
+    jnp.where(known.region_valid[..., None], embeddings.regions, jnp.nan),
+    jnp.where(known.word_valid[..., None], embeddings.words, jnp.nan),
+    embeddings.log_scale,
+  )
+  clean = program(inter.InterConfig(pairs=4), None)(embeddings, known)
+  jax.tree.map(np.testing.assert_array_equal, program(inter.InterConfig(pairs=4), None)(dirty, known), clean)
+
+
 @pytest.mark.parametrize("pairs", [1, 7, 64, 256])
 def test_the_size_of_tiles_changes_nothing(pairs):
   arguments = example(1)
