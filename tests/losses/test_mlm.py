@@ -48,7 +48,7 @@ def test_nothing_predicted_is_zero_with_a_finite_gradient():
 
 def test_batches_without_labels_are_refused():
   with pytest.raises(ValueError, match="mlm_labels.*MaskingConfig"):
-    mlm.mlm_term(np.zeros((8, tiny.TOKENS, 20), np.float32), tiny.batch(0))
+    mlm.mlm_term(np.zeros((8, tiny.TOKENS, 20), np.float32), dataclasses.replace(tiny.batch(0), mlm_labels=None))
 
 
 def weight(name, shape):
