@@ -102,7 +102,7 @@ def base() -> config_dict.ConfigDict:
   c.train.total_steps = 330_000
   c.train.seed = 0
   c.train.accumulate = 1  # microbatches per update; L_inter finds its negatives within one of them,
-  c.train.survey = False  # or in all of them, for one more pass of the encoders
+  c.train.global_negatives = False  # or in all of them, for one more pass of the encoders
   c.train.data = -1  # mesh: devices that only split the batch, -1 what is left
   c.train.fsdp = 1  # mesh: devices that also split parameters and moments
   c.train.log_every = 20
