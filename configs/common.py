@@ -33,6 +33,10 @@ def base() -> config_dict.ConfigDict:
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
   c.model.remat = ("dyconv",)
+  c.model.mlm = False  # the head of L_mlm
+  c.model.inter_dim = 0  # 64: the network has the head of L_inter
+  c.model.inter_fused = False
+  c.model.inter_temperature = 1.0
 
   c.data = config_dict.ConfigDict()  # pipelines.build.DataConfig
   c.data.root = ""
@@ -57,9 +61,23 @@ def base() -> config_dict.ConfigDict:
   c.prompt.control_probabilities = (0.0, 0.0, 0.5, 0.0)
   c.prompt.pack = 0
 
+  c.masking = config_dict.ConfigDict()  # pipelines.masking.MaskingConfig; words are hidden only for L_mlm
+  c.masking.kinds = ("detection", "grounding")
+  c.masking.probability = 0.15
+  c.masking.masked = 0.8
+  c.masking.random = 0.1
+
   c.loss = config_dict.ConfigDict()  # glipv2_jax.losses.grounding.LossConfig
-  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, box=2.0, centerness=1.0))  # 0.0 removes a term
+  # 0.0 removes a term and its computation.
+  c.loss.weights = config_dict.ConfigDict(dict(intra=1.0, inter=0.0, box=2.0, centerness=1.0, mlm=0.0))
   c.loss.background_token = True
+  c.loss.inter = config_dict.ConfigDict()  # glipv2_jax.losses.inter.InterConfig
+  c.loss.inter.regions = 100
+  c.loss.inter.negatives = False
+  c.loss.inter.form = "gathered"
+  c.loss.inter.pairs = 64
+  c.loss.inter.drop_first_box = False
+  c.loss.inter.detach_remote = False
 
   c.optim = config_dict.ConfigDict()  # glipv2_jax.train.optim.OptimConfig
   c.optim.lr = 1e-4
@@ -83,7 +101,8 @@ def base() -> config_dict.ConfigDict:
   c.train = config_dict.ConfigDict()  # glipv2_jax.train.loop.TrainConfig
   c.train.total_steps = 330_000
   c.train.seed = 0
-  c.train.accumulate = 1  # microbatches per update
+  c.train.accumulate = 1  # microbatches per update; L_inter finds its negatives within one of them,
+  c.train.global_negatives = False  # or in all of them, for one more pass of the encoders
   c.train.data = -1  # mesh: devices that only split the batch, -1 what is left
   c.train.fsdp = 1  # mesh: devices that also split parameters and moments
   c.train.log_every = 20
@@ -157,4 +176,4 @@ def small(c: config_dict.ConfigDict) -> None:
     (r".*bias.*", 1.0, 0.0),
     (r".*", 1.0, 1.0),
   )
-  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, box=1.0, centerness=0.5))
+  c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5, mlm=0.0))

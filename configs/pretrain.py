@@ -13,6 +13,10 @@ def get_config(arg: str | None = None):
   member, switches = common.parse_arg(arg, ("t", "b", "h"))
   c = common.base()
   c.model.variant = f"glipv2_{member}"
+  c.model.inter_dim = 64
+  c.model.mlm = True
+  c.loss.weights.inter = 1.0
+  c.loss.weights.mlm = 1.0
   c.data.sources.objects365 = common.coco_json(
     "{root}/objects365/annotations/zhiyuan_objv2_train.json", "{root}/objects365/train", "objects365", 0.85
   )

@@ -31,6 +31,17 @@ class Batch:
   box_concept: Array  # b g int32, concept id of a detection label, -1 none
   token_concept: Array  # b m int32, concept id of the class name that a token is part of, -1 none
   example_valid: Array  # b bool, False for the padding at the end of an evaluation
+  mlm_labels: Array | None = None  # b m int32, original id of a hidden word, -100 elsewhere; None: no word is hidden
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Regions and words before they meet in the fusion, as unit vectors of one space, for the inter-image loss."""
+
+  regions: Array  # b r d float32
+  words: Array  # b m d float32
+  log_scale: Array  # 1 float32, logarithm of the learned temperature
 
 
 @jax.tree_util.register_dataclass
@@ -41,10 +52,15 @@ class Outputs:
   token_logits: Array  # b n m float32
   deltas: Array  # b n 4 float32, see boxes.decode
   centerness: Array  # b n float32, logits
+  embeddings: Embeddings | None = None  # of regions that were asked for
+  word_logits: Array | None = None  # b m v float32, in batches with hidden words
 
 
-def abstract_batch(batch: int, canvas: tuple[int, int], tokens: int, boxes: int) -> Batch:
-  """A `Batch` of `jax.ShapeDtypeStruct`: for `jax.eval_shape`, initialisation and ahead-of-time compilation."""
+def abstract_batch(batch: int, canvas: tuple[int, int], tokens: int, boxes: int, hidden: bool = False) -> Batch:
+  """A `Batch` of `jax.ShapeDtypeStruct`: for `jax.eval_shape`, initialisation and ahead-of-time compilation.
+
+  `hidden`: with labels of hidden words.
+  """
   s = jax.ShapeDtypeStruct
   return Batch(
     image=s((batch, *canvas, 3), jnp.uint8),
@@ -57,4 +73,5 @@ def abstract_batch(batch: int, canvas: tuple[int, int], tokens: int, boxes: int)
     box_concept=s((batch, boxes), jnp.int32),
     token_concept=s((batch, tokens), jnp.int32),
     example_valid=s((batch,), jnp.bool_),
+    mlm_labels=s((batch, tokens), jnp.int32) if hidden else None,
   )

@@ -9,6 +9,7 @@ from typing import Any
 
 from glipv2_jax.infer import InferConfig
 from glipv2_jax.losses.grounding import LossConfig
+from glipv2_jax.losses.inter import InterConfig
 from glipv2_jax.models import variants
 from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.train import checkpoint
@@ -16,9 +17,10 @@ from glipv2_jax.train.loop import TrainConfig
 from glipv2_jax.train.optim import OptimConfig
 from launch.scoring import ScoringConfig
 from pipelines.build import DataConfig, SourceEntry
+from pipelines.masking import MaskingConfig
 from pipelines.prompts import PromptConfig
 
-SECTIONS = ("model", "data", "prompt", "loss", "optim", "train", "eval", "infer")
+SECTIONS = ("model", "data", "prompt", "masking", "loss", "optim", "train", "eval", "infer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +55,21 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   root, data = _split(c["data"], "root")
   sources, data = _split(data, "sources")
   prompt = _make(PromptConfig, "prompt", c["prompt"])
-  training = _make(DataConfig, "data", {**data, "prompt": prompt, "sources": _entries(sources, root)})
+  hidden = _make(MaskingConfig, "masking", c["masking"]) if c["loss"]["weights"]["mlm"] else None
+  own = {"prompt": prompt, "masking": hidden, "sources": _entries(sources, root)}
+  training = _make(DataConfig, "data", {**data, **own})
 
   chosen, rest = _split(c["eval"], "sources")
   scoring, rest = _pick(rest, ("limit", "per_prompt"))
   evaluation = dataclasses.replace(training, sources=_entries(chosen, root), **rest)
 
   weights = tuple(sorted(c["loss"]["weights"].items()))
+  inter = _make(InterConfig, "loss.inter", c["loss"]["inter"])
   return Experiment(
     variant=variant,
     model=model,
     data=training,
-    loss=_make(LossConfig, "loss", {**c["loss"], "weights": weights}),
+    loss=_make(LossConfig, "loss", {**c["loss"], "weights": weights, "inter": inter}),
     optim=_make(OptimConfig, "optim", c["optim"]),
     train=_make(TrainConfig, "train", {**c["train"], "skip_limit": training.skip_limit}),
     evaluation=evaluation,

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines import images, mixture
 from pipelines.collate import collate
+from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
 from pipelines.prompts import Prompt, PromptConfig, all_classes_prompts, check_classes
 from pipelines.records import BadRecord, HostBatch, Prepared, Source
@@ -36,6 +37,7 @@ class DataConfig:
   box_tolerance_px: float = 1.0
   max_pixels: int = images.MAX_PIXELS
   prompt: PromptConfig = PromptConfig()
+  masking: MaskingConfig | None = None  # hidden words for L_mlm
   seed: int = 0
   workers: int = 0  # processes; 0: a thread of this one
   skip_limit: float = 0.05  # fraction of unusable records above which training stops (train/skips.py)

@@ -36,6 +36,7 @@ def collate(examples: Sequence[Prepared], max_boxes: int) -> HostBatch:
     box_concept=_padded([p.box_concept for p in examples], max_boxes, -1),
     token_concept=np.stack([p.token_concept for p in examples]),
     example_valid=np.array([p.valid for p in examples]),
+    mlm_labels=None if examples[0].mlm_labels is None else np.stack([p.mlm_labels for p in examples]),
   )
   return HostBatch(
     batch=batch,

@@ -1,7 +1,8 @@
 """Example -> Prepared: pixels on a canvas, the prompt as tokens, boxes that moved along and the words that name them.
 
-`train_example` draws (mirror, prompt, box subset) from the given generator; `evaluation_example` draws nothing. Both
-are pure functions and share their steps. `Prepare` applies the first to a position of the endless training stream.
+`train_example` draws (mirror, prompt, box subset, hidden words) from the given generator; `evaluation_example` draws
+nothing. Both are pure functions and share their steps. `Prepare` applies the first to a position of the endless
+training stream.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import numpy as np
 
 from pipelines import images, mirror
 from pipelines.concepts import NO_CONCEPT
+from pipelines.masking import MaskingConfig, mask_words
 from pipelines.prompts import (
   Named,
   Prompt,
@@ -39,6 +41,7 @@ class PrepareConfig:
   box_tolerance_px: float = 1.0  # a box may reach so far outside the picture and is then clipped (rounding)
   max_pixels: int = images.MAX_PIXELS
   prompt: PromptConfig = PromptConfig()
+  masking: MaskingConfig | None = None  # words to hide in training; None: none
 
 
 def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> np.ndarray:
@@ -119,6 +122,7 @@ def _assemble(
     positive_map=named.positive_map[rows],
     box_concept=named.box_concept[rows],
     token_concept=named.token_concept,
+    mlm_labels=None,
     source=example.source,
     image_id=example.image_id,
     text=text,
@@ -135,7 +139,7 @@ def train_example(
   canvas: tuple[int, int],
   rng: np.random.Generator,
 ) -> Prepared:
-  """One example as training sees it. `classes`: the vocabulary of its source.
+  """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source.
 
   A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
 
@@ -152,7 +156,11 @@ def train_example(
   image = _decode(example, cfg)
   boxes = usable_boxes(example, image.shape[:2], cfg.box_tolerance_px)
   geometry = images.fit(image.shape[:2], canvas, flipped)
-  return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng)
+  prepared = _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng)
+  if cfg.masking is None:
+    return prepared
+  tokens, labels = mask_words(example.kind, encoding, named, words, cfg.masking, rng)
+  return dataclasses.replace(prepared, tokens=tokens, mlm_labels=labels)
 
 
 def evaluation_example(
@@ -203,6 +211,7 @@ def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str],
     positive_map=np.zeros((0, m), bool),
     box_concept=np.zeros(0, np.int32),
     token_concept=np.full(m, NO_CONCEPT, np.int32),
+    mlm_labels=None,
     source="",
     image_id=-1,
     text="",

@@ -85,6 +85,7 @@ class Prepared:
   positive_map: np.ndarray  # g m bool
   box_concept: np.ndarray  # g int32
   token_concept: np.ndarray  # m int32
+  mlm_labels: np.ndarray | None  # m int32, -100 where nothing is predicted; None: no word is hidden
   source: str
   image_id: int
   text: str  # the prompt or caption that was tokenised

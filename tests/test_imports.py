@@ -21,6 +21,7 @@ ALLOWED = {
     "glipv2_jax.anchors",
     "glipv2_jax.assign",
     "glipv2_jax.models",
+    "glipv2_jax.parallel",  # L_inter goes over the devices that share the batch
     "glipv2_jax.losses",
   ),
   "glipv2_jax.parallel": ("glipv2_jax.schema", "glipv2_jax.parallel"),

@@ -29,7 +29,9 @@ def model() -> variants.ModelConfig:
 
 
 def grounding() -> objective.Objective:
-  return objective.grounding(model(), LossConfig())
+  """The objective with all its terms."""
+  weights = (("intra", 1.0), ("inter", 1.0), ("box", 2.0), ("centerness", 1.0), ("mlm", 1.0))
+  return objective.grounding(dataclasses.replace(model(), inter_dim=8, mlm=True), LossConfig(weights))
 
 
 def optimizer_config(**changes) -> optim.OptimConfig:
@@ -49,9 +51,10 @@ def batch(step: int, rows: int = 8, canvas: tuple[int, int] = CANVAS) -> Batch:
     boxes_xyxy_px=boxes.astype(np.float32),
     boxes_valid=np.arange(BOXES) < rng.integers(1, BOXES + 1, (rows, 1)),
     positive_map=rng.random((rows, BOXES, TOKENS)) < 0.3,
-    box_concept=np.full((rows, BOXES), -1, np.int32),
-    token_concept=np.full((rows, TOKENS), -1, np.int32),
+    box_concept=rng.integers(-1, 3, (rows, BOXES), np.int32),
+    token_concept=rng.integers(-1, 3, (rows, TOKENS), np.int32),
     example_valid=np.ones(rows, bool),
+    mlm_labels=rng.choice([-100, -100, 5, 17], (rows, TOKENS)).astype(np.int32),
   )
 
 

@@ -104,8 +104,21 @@ ALIGNMENT = (
   ("head/projection_text", "rpn.head.dot_product_projection_text", "linear"),
   *((f"head/{n}", f"rpn.head.{n}", "tensor") for n in ("log_scale", "bias_lang", "bias0")),
 )
-# Found in released files, without meaning for the network (reference 10; golden/glip README).
-IGNORED = (r"rpn\.resizer\..*", r".*\.pooler\..*")
+MLM = (
+  ("mlm/dense", "rpn.head.mlm_head.transform.dense", "linear"),
+  ("mlm/norm", "rpn.head.mlm_head.transform.LayerNorm", "norm"),
+  ("mlm/decoder", "rpn.head.mlm_head.decoder", "linear"),
+)
+INTER = (
+  ("inter/projection_image", "rpn.loss_evaluator.shallow_contrastive_projection_image", "linear"),
+  ("inter/projection_text", "rpn.loss_evaluator.shallow_contrastive_projection_text", "linear"),
+  ("inter/log_scale", "rpn.loss_evaluator.shallow_log_scale", "tensor"),
+)
+# Heads that only training uses: a file to start from may lack them.
+TRAINING_HEADS = r"rpn\.(head\.mlm_head|loss_evaluator)\..*"
+# Found in released files, without meaning for the network (reference 10; golden/glip README). The last one is the same
+# tensor as mlm_head.decoder.bias.
+IGNORED = (r"rpn\.resizer\..*", r".*\.pooler\..*", r"rpn\.head\.mlm_head\.bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +168,10 @@ def table(cfg: ModelConfig) -> tuple[tuple[str, str, str], ...]:
     rows += TEXT[cfg.text.kind] + ALIGNMENT
   if cfg.head.fusion:
     rows += FUSION + TEXT_LAYER[cfg.text.kind]
+  if cfg.mlm:
+    rows += MLM
+  if cfg.inter_dim:
+    rows += INTER
   return rows
 
 

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 
 from glipv2_jax import assign
 from glipv2_jax.losses import box, intra
+from glipv2_jax.losses.inter import InterConfig, Pull, Regions, inter_term, pulled_term
+from glipv2_jax.losses.mlm import mlm_term
 from glipv2_jax.losses.terms import Term
 from glipv2_jax.schema import Batch, Outputs
 
-TERMS = ("intra", "box", "centerness")
+TERMS = ("intra", "inter", "box", "centerness", "mlm")
 TINY = 1e-6
 
 
@@ -38,11 +40,16 @@ class LossConfig:
   topk: int = 9  # ATSS candidates per level and box
   alpha: float = 0.25  # focal loss
   gamma: float = 2.0
+  inter: InterConfig = InterConfig()
 
   def __post_init__(self):
     unknown = [name for name, _ in self.weights if name not in TERMS]
     if unknown:
       raise ValueError(f"loss weights name unknown terms {unknown}; known terms: {', '.join(TERMS)}")
+
+  def weight(self, term: str) -> float:
+    """The weight of a term, 0 when it is not listed."""
+    return sum(weight for name, weight in self.weights if name == term)
 
 
 @jax.tree_util.register_dataclass
@@ -74,17 +81,36 @@ def make_targets(batch: Batch, anchors, level_counts: tuple[int, ...], cfg: Loss
 def counts(targets: Targets) -> dict[str, Any]:
   """What normalises each term, float32 scalars: the positive anchors, for 'box' the sum of their centerness."""
   positives = (targets.matched >= 0).sum(dtype=jnp.float32)
-  return {"intra": positives, "box": targets.centerness.sum(), "centerness": positives}
+  return {"intra": positives, "inter": positives, "box": targets.centerness.sum(), "centerness": positives}
 
 
-def loss_terms(outputs: Outputs, batch: Batch, targets: Targets, cfg: LossConfig) -> dict[str, Term]:
-  """Sums and counts of the terms whose weight is not 0, for a batch or a microbatch."""
+def loss_terms(
+  outputs: Outputs,
+  batch: Batch,
+  targets: Targets,
+  cfg: LossConfig,
+  regions: Regions | None = None,
+  pull: Pull | None = None,
+) -> dict[str, Term]:
+  """Sums and counts of the terms whose weight is not 0, for a batch or a microbatch.
+
+  Only L_inter needs `regions`, those that `outputs.embeddings` are of, and `pull`, for a microbatch that is to see the
+  negatives of the whole batch.
+  """
+
+  def inter():
+    if pull is not None:
+      return pulled_term(outputs.embeddings, pull, targets.matched)
+    return inter_term(outputs.embeddings, batch, regions, targets.matched, cfg.inter)
+
   compute = {
     "intra": lambda: intra.intra_term(
       outputs.token_logits, batch, targets.matched, cfg.background_token, cfg.alpha, cfg.gamma
     ),
+    "inter": inter,
     "box": lambda: box.box_term(outputs.deltas, targets),
     "centerness": lambda: box.centerness_term(outputs.centerness, targets),
+    "mlm": lambda: mlm_term(outputs.word_logits, batch),
   }
   return {name: compute[name]() for name, weight in cfg.weights if weight != 0}
 

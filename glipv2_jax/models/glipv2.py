@@ -21,15 +21,15 @@ from glipv2_jax.models.clip_text import ClipLayer, ClipText
 from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import BiAttention
-from glipv2_jax.models.heads import DetectionHead
+from glipv2_jax.models.heads import DetectionHead, InterHead, MlmHead
 from glipv2_jax.models.layers import Keys, fold, maybe_checkpoint
 from glipv2_jax.models.padding import cells_valid, level_sizes
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.models.variants import ModelConfig
-from glipv2_jax.schema import Batch, Outputs
+from glipv2_jax.schema import Batch, Embeddings, Outputs
 
 SWIN_STRIDES = (4, 8, 16, 32)
-IMAGE, TEXT, TOWER = 0, 1, 2  # streams of the dropout key
+IMAGE, TEXT, TOWER, REGIONS = 0, 1, 2, 3  # streams of the training key; the last one chooses regions for L_inter
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +93,8 @@ class GLIPv2(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs | Keys):
     if cfg.head.fusion and cfg.text is None:
       raise ValueError("head.fusion=True needs a text encoder; set head.fusion=False or give ModelConfig.text")
+    if (cfg.inter_dim or cfg.mlm) and cfg.text is None:
+      raise ValueError("inter_dim and mlm need a text encoder; set inter_dim=0 and mlm=False")
     dtype = jnp.dtype(cfg.compute_dtype)
     widths = tuple(cfg.swin.embed_dim * 2**i for i in (1, 2, 3))
     self.cfg = cfg
@@ -103,6 +105,10 @@ class GLIPv2(nnx.Module):
       self.text = encoder(cfg.text, dtype=dtype, remat=cfg.remat, rngs=rngs)
     self.tower = nnx.List(TowerStage(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.head.stages))
     self.head = DetectionHead(cfg, rngs=rngs)
+    if cfg.mlm:
+      self.mlm = MlmHead(cfg, dtype=dtype, rngs=rngs)
+    if cfg.inter_dim:
+      self.inter = InterHead(cfg, rngs=rngs)
 
   def sizes(self, image_size: jax.Array, strides: tuple[int, ...]) -> list[jax.Array] | None:
     """Valid cells (b 2) per stride, or None where padding takes part as in the authors' network."""
@@ -141,13 +147,27 @@ class GLIPv2(nnx.Module):
       return self.head(levels, None)
     return self.head(levels, text.hidden if self.cfg.head.fusion else text.embedded)
 
-  def __call__(self, batch: Batch, key: jax.Array | None = None) -> Outputs:
-    levels = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
-    text = None
-    if self.cfg.text is not None:
-      text = self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
-    levels, text = self.fuse(levels, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
-    return self.predict(levels, text)
+  def embed(self, pyramid: list[jax.Array], text: TextFeatures, regions: jax.Array) -> Embeddings:
+    """For L_inter: the chosen locations (b r int32) of the pyramid before the fusion, and all words."""
+    return self.inter(pyramid, text.hidden if self.cfg.inter_fused else text.embedded, regions)
+
+  def encode(self, batch: Batch, key: jax.Array | None = None) -> tuple[list[jax.Array], TextFeatures | None]:
+    """Everything before the fusion: the pyramid, and the text if there is any."""
+    pyramid = self.encode_image(batch.image, batch.image_size, fold(key, IMAGE))
+    if self.cfg.text is None:
+      return pyramid, None
+    return pyramid, self.encode_text(batch.tokens, batch.tokens_valid, fold(key, TEXT))
+
+  def __call__(self, batch: Batch, key: jax.Array | None = None, regions: jax.Array | None = None) -> Outputs:
+    """With `regions` (b r int32, locations) the outputs hold embeddings for L_inter, with labels logits for L_mlm."""
+    pyramid, text = self.encode(batch, key)
+    levels, text = self.fuse(pyramid, text, batch.tokens_valid, batch.image_size, fold(key, TOWER))
+    outputs = self.predict(levels, text)
+    if regions is not None:
+      outputs = dataclasses.replace(outputs, embeddings=self.embed(pyramid, text, regions))
+    if self.cfg.mlm and batch.mlm_labels is not None:
+      outputs = dataclasses.replace(outputs, word_logits=self.mlm(text.hidden))
+    return outputs
 
 
 @functools.cache

@@ -1,15 +1,17 @@
-"""Prediction layers: token logits, box deltas and centerness of every location (reference 4.5)."""
+"""Prediction layers: token logits, box deltas and centerness of every location (reference 4.5); the vocabulary at every
+word (4.6); the embeddings that the inter-image loss compares (5.6)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.models.layers import Linear, l2_normalise, normal_01
+from glipv2_jax.models.layers import LayerNorm, Linear, gelu, l2_normalise, normal_01, normal_02, xavier
 from glipv2_jax.models.variants import ModelConfig
-from glipv2_jax.schema import Outputs
+from glipv2_jax.schema import Embeddings, Outputs
 
 LIMIT = 50000.0
+EPSILON = 1e-12
 PRIOR = float(-np.log(99.0))  # logit of the prior probability 0.01
 
 
@@ -53,3 +55,39 @@ class DetectionHead(nnx.Module):
     bias = words @ self.bias_lang[...] + self.bias0[...]
     logits = jnp.einsum("bnd,bmd->bnm", x, projected) / jnp.exp(self.log_scale[...]) + bias[:, None]
     return jnp.clip(logits, -LIMIT, LIMIT)
+
+
+class MlmHead(nnx.Module):
+  """Fused words -> logits of the vocabulary (reference 4.6); the output matrix is not that of the embeddings."""
+
+  def __init__(self, cfg: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    e = cfg.text.width
+    self.dense = Linear(e, e, dtype=dtype, kernel_init=normal_02, rngs=rngs)
+    self.norm = LayerNorm(e, EPSILON, rngs=rngs)
+    self.decoder = Linear(e, cfg.text.vocab_size, dtype=dtype, kernel_init=normal_02, rngs=rngs)
+
+  def __call__(self, words: jax.Array) -> jax.Array:
+    """b m e -> b m v float32."""
+    return self.decoder(self.norm(gelu(self.dense(words)))).astype(jnp.float32)
+
+
+class InterHead(nnx.Module):
+  """Regions and words projected into one space, with a learned temperature; float32 throughout."""
+
+  def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+    def make(d_in):
+      return Linear(d_in, cfg.inter_dim, dtype=jnp.float32, kernel_init=xavier, rngs=rngs)
+
+    self.projection_image = make(cfg.head.channels)
+    self.projection_text = make(cfg.text.width)
+    self.log_scale = nnx.Param(jnp.full((1,), np.log(cfg.inter_temperature), jnp.float32))
+
+  def __call__(self, levels: list[jax.Array], words: jax.Array, regions: jax.Array) -> Embeddings:
+    """levels: five maps b h w d; words: b m e; regions b r int32: locations in the order of the anchors."""
+    cells = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in levels], 1)
+    chosen = jnp.take_along_axis(cells, regions[..., None], axis=1)
+    return Embeddings(
+      regions=l2_normalise(self.projection_image(chosen)),
+      words=l2_normalise(self.projection_text(l2_normalise(words))),
+      log_scale=self.log_scale[...],
+    )

@@ -64,6 +64,10 @@ class ModelConfig:
   freeze_stages: int = -1  # 2: patch_embed and the first Swin stage (GLIP-L, reference 1.1)
   image_mean_bgr: tuple[float, float, float] = (103.530, 116.280, 123.675)
   image_std_bgr: tuple[float, float, float] = (57.375, 57.120, 58.395)
+  mlm: bool = False  # the head that names hidden words
+  inter_dim: int = 0  # width of the embeddings of the inter-image loss (the authors': 64); 0: no such head
+  inter_fused: bool = False  # its words come after the fusion, as in the published code; the paper: before
+  inter_temperature: float = 1.0  # its first value
   # (path pattern, factor on the initial value), first match wins; () keeps the authors' initialisation. That one is
   # made for wide networks with pre-trained encoders; a narrow one that starts from nothing may need other scales.
   init_scale: tuple[tuple[str, float], ...] = ()

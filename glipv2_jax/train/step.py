@@ -1,5 +1,6 @@
 """One training step, jitted on the mesh: targets and global counts, loss and gradients, clip, AdamW, average."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,22 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Numbers]]
 
 
 def make_train_step(
-  objective: Objective, optimizer: Optimizer, mesh: Mesh, abstract: TrainState, seed: int = 0, accumulate: int = 1
+  objective: Objective,
+  optimizer: Optimizer,
+  mesh: Mesh,
+  abstract: TrainState,
+  seed: int = 0,
+  accumulate: int = 1,
+  survey: bool = False,
 ) -> Step:
   """(state, global batch) -> (state, metrics); the state that goes in is donated.
 
   Metrics, float32 scalars: 'loss', every term under its name, the objective's own numbers ('num_pos'), 'grad_norm'
   (before clipping) and 'lr' (the scheduled rate, before multipliers). Randomness is fold_in(key(seed), step).
-  With `accumulate` > 1 the batch passes through the network in that many parts; without dropout the result equals
-  that of one part up to rounding, since every part is divided by the counts of the whole batch.
+  With `accumulate` > 1 the batch passes through the network in that many parts; without dropout and L_inter the result
+  equals that of one part up to rounding, since every part is divided by the counts of the whole batch. L_inter compares
+  the images and words of one part only: the part's size sets the number of its negatives. With `survey` they are those
+  of the whole batch: the parts first pass the encoders once more, for their embeddings alone.
   It compiles once per canvas.
   """
   places = shardings_of(abstract)
@@ -34,10 +43,15 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     targets, counts, info = objective.targets(batch)
 
-    def part(params, batch, targets, key):
-      return objective.loss(params, batch, targets, counts, key)
+    def part(params, key, batch, targets, *asked):
+      return objective.loss(params, batch, targets, counts, key, *asked)
 
-    grads, loss, terms = _gradients(part, state.params, (batch, targets), key, mesh, accumulate)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # L_inter goes over its devices
+      if accumulate == 1:
+        grads, loss, terms = _gradients(part, state.params, jax.random.fold_in(key, 0), batch, targets)
+      else:
+        surveys = objective if survey and objective.survey is not None else None
+        grads, loss, terms = _accumulated(part, state.params, key, (batch, targets), mesh, accumulate, surveys)
     grads = jax.lax.with_sharding_constraint(grads, places.params)
     clipped, norm = optimizer.clip(grads)
     updates, opt_state = optimizer.tx.update(clipped, state.opt_state, state.params)
@@ -76,16 +90,33 @@ def microbatches(tree: Any, mesh: Mesh, parts: int) -> Any:
   return jax.tree.map(cut, tree)
 
 
-def _gradients(part, params, data, key, mesh: Mesh, parts: int):
-  """(gradients, loss, terms) summed over the parts. `part(params, batch, targets, key)` -> (loss, terms)."""
+def _joined(tree: Any, mesh: Mesh) -> Any:
+  """The reverse of `microbatches`."""
+  devices = batch_devices(mesh)
 
-  def one(index, data):
-    (loss, terms), grads = jax.value_and_grad(part, has_aux=True)(params, *data, jax.random.fold_in(key, index))
-    return grads, loss, terms
+  def join(x):
+    parts, rows = x.shape[:2]
+    x = x.reshape(parts, devices, rows // devices, *x.shape[2:])
+    x = jnp.swapaxes(x, 0, 1).reshape(parts * rows, *x.shape[3:])
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
-  if parts == 1:
-    return one(0, data)
-  micro = (jnp.arange(parts), microbatches(data, mesh, parts))
+  return jax.tree.map(join, tree)
+
+
+def _gradients(part, params, key, *data):
+  """(gradients, loss, terms). `part(params, key, *data)` -> (loss, terms)."""
+  (loss, terms), grads = jax.value_and_grad(part, has_aux=True)(params, key, *data)
+  return grads, loss, terms
+
+
+def _accumulated(part, params, key, data, mesh: Mesh, parts: int, objective: Objective | None):
+  """`_gradients` summed over microbatches; with `objective` its survey of all of them comes first."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+  micro = (keys, *microbatches(data, mesh, parts))
+  if objective is not None:
+    surveys = jax.lax.map(lambda m: objective.survey(params, m[1], m[2], m[0]), micro)
+    micro += (microbatches(objective.whole(params, _joined(surveys, mesh)), mesh, parts),)
+  one = functools.partial(_gradients, part, params)
   shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micro))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return jax.lax.scan(lambda total, m: (jax.tree.map(jnp.add, total, one(*m)), None), zeros, micro)[0]

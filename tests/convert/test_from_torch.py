@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 from glipv2_jax.convert import dialects, files, from_torch, names, resize, to_torch
 from glipv2_jax.convert.files import BadWeights
 from glipv2_jax.convert.from_torch import Options
+from glipv2_jax.losses.grounding import LossConfig
 from glipv2_jax.models import variants
 from glipv2_jax.models.glipv2 import abstract_params
+from glipv2_jax.train import objective
 from tests import tiny
 
 CFG = tiny.model()
@@ -154,6 +156,17 @@ def test_patterns_excuse_missing_surplus_and_shape(caplog):
   assert "rpn.extra.weight" in caplog.text and "rpn.head.cls_logits.weight" in caplog.text
   with pytest.raises(BadWeights):  # a pattern must match the whole name
     values(state, options=Options("bias0|cls_logits", "extra"))
+
+
+def test_training_starts_from_a_network_without_its_heads(tmp_path, caplog):
+  cfg = dataclasses.replace(CFG, mlm=True, inter_dim=8)
+  save_file(random_state(), tmp_path / "glip.safetensors")
+  with pytest.raises(BadWeights, match=r"missing rpn\.head\.mlm_head"):
+    from_torch.load([tmp_path / "glip.safetensors"], cfg)
+  with caplog.at_level(logging.INFO):
+    weights = objective.grounding(cfg, LossConfig()).read([tmp_path / "glip.safetensors"])
+  assert {path.split("/")[0] for path in weights.fresh} == {"mlm", "inter"}
+  assert "missing, allowed" in caplog.text and "shallow_log_scale" in caplog.text
 
 
 def test_another_window_only_when_asked():

@@ -194,7 +194,7 @@ def test_weight_zero_removes_the_computation():
 
 
 def test_unknown_term_is_named():
-  with pytest.raises(ValueError, match=r"unknown terms \['gioux'\]; known terms: intra, box"):
+  with pytest.raises(ValueError, match=r"unknown terms \['gioux'\]; known terms: intra, inter, box"):
     grounding.LossConfig(weights=(("gioux", 1.0),))
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from glipv2_jax.schema import abstract_batch
 from pipelines import build, mixture
 from pipelines.build import DataConfig, evaluation_batches, train_batches
+from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, batch_canvas
 from pipelines.prompts import PromptConfig
 from pipelines.records import BadRecord, Example, HostBatch
@@ -57,6 +58,7 @@ def cfg(folder):
     tokenizer="shapes",
     max_tokens=48,
     canvases=((64, 64), (48, 80)),
+    masking=MaskingConfig(),
     batch=4,
     max_boxes=10,
   )
@@ -77,7 +79,7 @@ def test_batches_have_the_shapes_of_the_schema(cfg):
   seen = set()
   for host_batch in read(cfg, 8):
     canvas = host_batch.batch.image.shape[1:3]
-    expected = abstract_batch(4, canvas, 48, 10)
+    expected = abstract_batch(4, canvas, 48, 10, hidden=True)
     for field in dataclasses.fields(expected):
       got, wanted = getattr(host_batch.batch, field.name), getattr(expected, field.name)
       assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype), field.name

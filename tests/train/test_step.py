@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glipv2_jax.losses import inter
 from glipv2_jax.losses.grounding import LossConfig
+from glipv2_jax.models.layers import l2_normalise
 from glipv2_jax.parallel import mesh as meshes
+from glipv2_jax.schema import Embeddings
 from glipv2_jax.train import objective as objectives
 from glipv2_jax.train import optim, state, step
 from tests import tiny, toy
 
 
 @functools.cache
-def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_decay=0.75):
+def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_decay=0.75, survey=False):
   """(mesh, function that makes the first state, step), compiled once for all tests."""
   mesh = meshes.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
   shapes = jax.eval_shape(objective.init, jax.random.key(0))
@@ -27,7 +30,7 @@ def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_d
   return (
     mesh,
     lambda: jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), first, abstract),
-    step.make_train_step(objective, optimizer, mesh, abstract, seed, accumulate),
+    step.make_train_step(objective, optimizer, mesh, abstract, seed, accumulate, survey),
   )
 
 
@@ -128,3 +131,57 @@ def test_gradients_and_state_are_float32(dtype):
   grads, terms = jax.eval_shape(gradients, params, tiny.batch(0))
   assert {x.dtype for x in jax.tree.leaves((params, grads, terms))} == {jnp.dtype("float32")}
   assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+
+
+def comparing_objective():
+  """A linear model whose only loss is L_inter: regions from colours, words from tokens."""
+  cfg = inter.InterConfig(regions=2, pairs=1)
+
+  def init(key):
+    a, b = jax.random.split(key)
+    kernels = {"image": jax.random.normal(a, (3, 4)), "text": jax.random.normal(b, (64, 4))}
+    return kernels | {"log_scale": jnp.zeros(1)}
+
+  def targets(batch):
+    matched = jnp.where(batch.boxes_valid, jnp.arange(tiny.BOXES), -1)
+    counts = {"inter": batch.boxes_valid.sum(dtype=jnp.float32)}
+    return matched, counts, {}
+
+  def embed(params, batch, matched):
+    regions = inter.choose(matched, batch.example_valid, cfg, None)
+    colours = batch.image[:, :3, 0].astype(jnp.float32) @ params["image"]
+    chosen = jnp.take_along_axis(colours, regions.location[..., None], axis=1)
+    embeddings = Embeddings(l2_normalise(chosen), l2_normalise(params["text"][batch.tokens]), params["log_scale"])
+    return embeddings, regions
+
+  def loss(params, batch, matched, counts, key, pull=None):
+    embeddings, regions = embed(params, batch, matched)
+    if pull is None:
+      term = inter.inter_term(embeddings, batch, regions, matched, cfg)
+    else:
+      term = inter.pulled_term(embeddings, pull, matched)
+    return term.total / counts["inter"], {"inter": term.total / counts["inter"]}
+
+  def survey(params, batch, matched, key):
+    embeddings, regions = embed(params, batch, matched)
+    return embeddings.regions, embeddings.words, inter.labels(batch, regions)
+
+  def whole(params, surveys):
+    regions, words, known = surveys
+    return inter.pull(cfg, Embeddings(regions, words, params["log_scale"]), known)
+
+  return objectives.Objective(init, targets, loss, survey=survey, whole=whole)
+
+
+COMPARING = comparing_objective()
+
+
+@pytest.mark.parametrize("data, fsdp", [(1, 1), (2, 2)])
+def test_a_survey_gives_microbatches_the_negatives_of_the_whole_batch(data, fsdp):
+  whole, want = run(objective=COMPARING)
+  parts, found = run(objective=COMPARING, data=data, fsdp=fsdp, accumulate=2, survey=True)
+  for a, b in zip(found, want, strict=True):
+    assert a == pytest.approx(b, rel=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts.params, whole.params)
+  _, few = run(1, objective=COMPARING, data=data, fsdp=fsdp, accumulate=2)
+  assert few[0]["inter"] < 0.95 * want[0]["inter"]  # fewer negatives, an easier task
