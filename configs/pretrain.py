@@ -2,6 +2,7 @@
 
   glipv2 train --config=configs/pretrain.py:t --workdir=DIR --config.data.root=/data
 
+All four losses are on (paper equation 2); `--config.loss.weights.mlm=0.0` removes one with its computation.
 Detection data in COCO's format under `{root}`: Objects365 and COCO. The other sources of the paper are not read yet
 (README, status).
 """

@@ -37,7 +37,7 @@ class TrainConfig:
   total_steps: int
   seed: int = 0
   accumulate: int = 1  # parts that a batch passes through the network in
-  survey: bool = False  # L_inter compares all parts with each other, for one more pass of the encoders
+  global_negatives: bool = False  # L_inter compares all parts with each other, for one more pass of the encoders
   data: int = -1  # mesh sizes (parallel/mesh.py)
   fsdp: int = 1
   sharding: sharding_rules.Rules = sharding_rules.FSDP
@@ -123,7 +123,9 @@ def train(
     for pattern in sharding_rules.unused(shapes, config.sharding):
       progress.note(f"sharding rule {pattern!r} decides nothing in this network")
     feed = stack.enter_context(_closing(data(start)))
-    train_step = make_train_step(objective, optimizer, mesh, abstract, config.seed, config.accumulate, config.survey)
+    train_step = make_train_step(
+      objective, optimizer, mesh, abstract, config.seed, config.accumulate, config.global_negatives
+    )
     canvases = set()
 
     def save(step):

@@ -25,7 +25,7 @@ def make_train_step(
   abstract: TrainState,
   seed: int = 0,
   accumulate: int = 1,
-  survey: bool = False,
+  global_negatives: bool = False,
 ) -> Step:
   """(state, global batch) -> (state, metrics); the state that goes in is donated.
 
@@ -33,8 +33,8 @@ def make_train_step(
   (before clipping) and 'lr' (the scheduled rate, before multipliers). Randomness is fold_in(key(seed), step).
   With `accumulate` > 1 the batch passes through the network in that many parts; without dropout and L_inter the result
   equals that of one part up to rounding, since every part is divided by the counts of the whole batch. L_inter compares
-  the images and words of one part only: the part's size sets the number of its negatives. With `survey` they are those
-  of the whole batch: the parts first pass the encoders once more, for their embeddings alone.
+  the images and words of one part only: the part's size sets the number of its negatives. With `global_negatives` they
+  are those of the whole batch: the parts first pass the encoders once more, for their embeddings alone.
   It compiles once per canvas.
   """
   places = shardings_of(abstract)
@@ -50,7 +50,7 @@ def make_train_step(
       if accumulate == 1:
         grads, loss, terms = _gradients(part, state.params, jax.random.fold_in(key, 0), batch, targets)
       else:
-        surveys = objective if survey and objective.survey is not None else None
+        surveys = objective if global_negatives and objective.survey is not None else None
         grads, loss, terms = _accumulated(part, state.params, key, (batch, targets), mesh, accumulate, surveys)
     grads = jax.lax.with_sharding_constraint(grads, places.params)
     clipped, norm = optimizer.clip(grads)

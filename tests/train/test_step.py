@@ -19,7 +19,7 @@ from tests import tiny, toy
 
 
 @functools.cache
-def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_decay=0.75, survey=False):
+def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_decay=0.75, global_negatives=False):
   """(mesh, function that makes the first state, step), compiled once for all tests."""
   mesh = meshes.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
   shapes = jax.eval_shape(objective.init, jax.random.key(0))
@@ -30,7 +30,7 @@ def program(data=1, fsdp=1, accumulate=1, objective=toy.OBJECTIVE, seed=0, ema_d
   return (
     mesh,
     lambda: jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), first, abstract),
-    step.make_train_step(objective, optimizer, mesh, abstract, seed, accumulate, survey),
+    step.make_train_step(objective, optimizer, mesh, abstract, seed, accumulate, global_negatives),
   )
 
 
@@ -179,7 +179,7 @@ COMPARING = comparing_objective()
 @pytest.mark.parametrize("data, fsdp", [(1, 1), (2, 2)])
 def test_a_survey_gives_microbatches_the_negatives_of_the_whole_batch(data, fsdp):
   whole, want = run(objective=COMPARING)
-  parts, found = run(objective=COMPARING, data=data, fsdp=fsdp, accumulate=2, survey=True)
+  parts, found = run(objective=COMPARING, data=data, fsdp=fsdp, accumulate=2, global_negatives=True)
   for a, b in zip(found, want, strict=True):
     assert a == pytest.approx(b, rel=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts.params, whole.params)
