@@ -1,0 +1,263 @@
+"""Reading and checking what others wrote: JSON annotations and predictions of any detector.
+
+Everything that can be wrong with such a file ends in a ValueError that names the file, the record and the remedy.
+Predictions are read record by record into columns, so a file of millions of boxes needs a tenth of what the same
+records take as Python dictionaries.
+"""
+
+import array
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+Source = str | pathlib.Path | Sequence[Mapping[str, Any]]  # a file, or its records
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # IoU type -> the field that carries the shape
+_CHUNK = 1 << 22  # characters read at a time
+_LEAD = re.compile(r"\s*(\[\s*\]|[\[,\]])\s*")  # what stands before an item, or ends the list
+
+
+def read_json(path: str | pathlib.Path, what: str = "file") -> Any:
+  """The content of a JSON file. Raises FileNotFoundError, or ValueError where the file is broken or cut short."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"{what} {path} does not exist; give the path of a JSON file")
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f"{what} {path} is not JSON (cut short, or of another format): {error}") from error
+
+
+def read_records(source: Source, what: str = "predictions") -> tuple[list[Mapping[str, Any]], str]:
+  """The records of a JSON list (a file, or the records themselves), and the name to call them in errors."""
+  name = _name(source, what)
+  content = read_json(source, what) if isinstance(source, str | pathlib.Path) else source
+  if isinstance(content, Mapping) or not isinstance(content, Sequence):
+    raise ValueError(f"{name} holds a {type(content).__name__}; give a JSON list of records")
+  return list(content), name
+
+
+def fields(record: Any, i: int, name: str, *keys: str) -> list[Any]:
+  """The named fields of record i. Raises ValueError naming the one that is missing."""
+  if not isinstance(record, Mapping):
+    raise ValueError(f"{name}: record {i} is a {type(record).__name__}; give objects with {', '.join(keys)}")
+  missing = [key for key in keys if key not in record]
+  if missing:
+    raise ValueError(f"{name}: record {i} has no {missing[0]!r}; each record needs {', '.join(keys)}")
+  return [record[key] for key in keys]
+
+
+def by_key(records: Iterable[tuple[int, Any, Any]], known: Iterable[Any], name: str, what: str) -> dict[Any, Any]:
+  """{key: value} of (record number, key, value); a key that is unknown or comes twice raises ValueError."""
+  known, found = set(known), {}
+  for i, key, value in records:
+    if key not in known:
+      raise ValueError(
+        f"{name}: record {i} is for {what} {key!r}, which the annotations do not list; "
+        "evaluate against the split that was predicted"
+      )
+    if key in found:
+      raise ValueError(f"{name}: record {i} is a second one for {what} {key!r}; keep one record for each {what}")
+    found[key] = value
+  return found
+
+
+def unique(ids: Sequence[Any], name: str, what: str) -> None:
+  """Raises ValueError naming the first id that comes twice."""
+  if len(set(ids)) < len(ids):
+    first: dict[Any, int] = {}
+    for i, item in enumerate(ids):
+      if item in first:
+        raise ValueError(f"{name}: {what} {first[item]} and {what} {i} have the same id {item!r}; ids must be unique")
+      first[item] = i
+
+
+# Detections.
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+  """n predicted boxes or masks as columns; `name` is what errors call them."""
+
+  name: str
+  image_id: np.ndarray  # n int64
+  category_id: np.ndarray  # n int64
+  score: np.ndarray  # n float64
+  bbox_xywh_px: np.ndarray  # n 4 float64; zeros where only masks are given
+  segmentation: list[Mapping[str, Any]] | None = None  # n run-length masks {"size": [h, w], "counts": ...}
+
+  def __len__(self) -> int:
+    return len(self.score)
+
+  def areas(self) -> np.ndarray:
+    """n float64 square pixels, of the mask where there is one."""
+    if self.segmentation is None:
+      return self.bbox_xywh_px[:, 2] * self.bbox_xywh_px[:, 3]
+    return np.array([rle.area(mask) for mask in self.segmentation], float)
+
+  def take(self, index: np.ndarray) -> "Detections":
+    """The detections of these positions, in this order."""
+    columns = [column[index] for column in (self.image_id, self.category_id, self.score, self.bbox_xywh_px)]
+    masks = None if self.segmentation is None else [self.segmentation[i] for i in index.tolist()]
+    return Detections(self.name, *columns, masks)
+
+
+def read_detections(source: Source, iou_type: str = "bbox", *, categories: bool = True) -> Detections:
+  """COCO results (a JSON file, or its records) as columns.
+
+  Each record has image_id, category_id (unless `categories` is False), score and the shape of `iou_type`: 'bbox'
+  [x, y, w, h] or 'segmentation' in run-length form. Raises ValueError naming the first record that does not.
+  """
+  if iou_type not in SHAPES:
+    raise ValueError(f"iou_type {iou_type!r} is not known; known: {', '.join(SHAPES)}")
+  name, shape = _name(source, "predictions"), SHAPES[iou_type]
+  image_ids, category_ids = array.array("q"), array.array("q")
+  scores, boxes = array.array("d"), array.array("d")
+  masks: list[Mapping[str, Any]] = []
+  keys = ("image_id", "score", shape, *(("category_id",) if categories else ()))
+  for i, record in enumerate(_stream(source, name)):
+    image_id, score, where, *category_id = fields(record, i, name, *keys)
+    try:
+      image_ids.append(image_id)
+      scores.append(score)
+      category_ids.append(category_id[0] if category_id else 0)
+    except (TypeError, OverflowError) as error:
+      raise ValueError(
+        f"{name}: record {i} has image_id {image_id!r}, category_id {category_id[0] if category_id else 'none'!r}, "
+        f"score {score!r}; ids must be whole numbers and the score a number"
+      ) from error
+    if iou_type == "bbox":
+      _append_box(boxes, where, i, name)
+    else:
+      masks.append(_mask(where, i, name))
+  n = len(scores)
+  xywh = np.frombuffer(boxes, np.float64).reshape(n, 4) if len(boxes) else np.zeros((n, 4))
+  columns = [np.frombuffer(column, kind) for column, kind in ((image_ids, np.int64), (category_ids, np.int64))]
+  columns = [column if n else np.zeros(0, np.int64) for column in columns]
+  score = np.frombuffer(scores, np.float64) if n else np.zeros(0)
+  return Detections(name, *columns, score, xywh, masks if iou_type == "segm" else None)
+
+
+def check_detections(
+  detections: Detections, sizes: Mapping[int, tuple[float, float] | None], categories: Iterable[int] | None
+) -> None:
+  """Raises ValueError naming the first detection that cannot be scored; warns where boxes look like corners.
+
+  `sizes`: image id -> (height, width), None where the annotations do not tell; `categories`: known ids, None: any.
+  """
+  name, ids = detections.name, np.fromiter(sizes, np.int64, len(sizes))
+  for i in _first(~np.isin(detections.image_id, ids)):
+    raise ValueError(
+      f"{name}: record {i} is on image id {detections.image_id[i]}, which the annotations do not list; "
+      "evaluate against the split that was predicted"
+    )
+  known = None if categories is None else np.fromiter(categories, np.int64)
+  for i in _first(np.zeros(len(detections), bool) if known is None else ~np.isin(detections.category_id, known)):
+    raise ValueError(
+      f"{name}: record {i} has category id {detections.category_id[i]}; known ids: {sorted(known.tolist())[:20]}; "
+      "map labels to the category ids of the annotation file"
+    )
+  for i in _first(~np.isfinite(detections.score)):
+    raise ValueError(f"{name}: record {i} has score {detections.score[i]}; scores must be finite numbers")
+  boxes = detections.bbox_xywh_px
+  for i in _first(~(np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1))):
+    raise ValueError(f"{name}: record {i} has bbox {boxes[i].tolist()}; give finite x, y and width, height >= 0")
+  for i, mask in enumerate(detections.segmentation or ()):
+    size = sizes[int(detections.image_id[i])]
+    if size is not None and tuple(mask["size"]) != size:
+      raise ValueError(
+        f"{name}: record {i} has a mask of {list(mask['size'])}, but image {detections.image_id[i]} is {list(size)} "
+        "(height, width); predict masks at the size of the original picture"
+      )
+  if detections.segmentation is None:
+    warn_of_corners(boxes, [sizes[i] for i in detections.image_id.tolist()], name)
+
+
+def warn_of_corners(boxes: np.ndarray, sizes: Sequence[tuple[float, float] | None], name: str) -> None:
+  """Warns when n 4 boxes that should be x, y, width, height read like x1, y1, x2, y2.
+
+  They do when no box is wider or higher than its own far corner would allow (third >= first, fourth >= second, always
+  so for corners, rarely for sizes) and one leaves its picture by more than two pixels when read as it should be.
+  """
+  if not len(boxes) or not (boxes[:, 2:] >= boxes[:, :2]).all():
+    return
+  limits = np.array([(size[1], size[0]) if size else (math.inf, math.inf) for size in sizes])
+  outside = _first((boxes[:, :2] + boxes[:, 2:] > limits + 2).any(1))
+  for i in outside:
+    warnings.warn(
+      f"{name}: boxes look like x1, y1, x2, y2 where x, y, width, height are expected (record {i}, "
+      f"{boxes[i].tolist()}, leaves its picture); subtract the first two numbers from the last two",
+      stacklevel=2,
+    )
+
+
+def _first(bad: np.ndarray) -> Iterable[int]:
+  """The position of the first True, or nothing."""
+  return map(int, itertools.islice(np.flatnonzero(bad), 1))
+
+
+def _append_box(boxes: array.array, box: Any, i: int, name: str) -> None:
+  try:
+    wrong = None if len(box) == 4 else f"{len(box)} numbers"
+    boxes.extend(box if wrong is None else ())
+  except TypeError:
+    wrong = "something else than numbers"
+  if wrong is not None:
+    raise ValueError(f"{name}: record {i} has a bbox of {wrong} ({box!r}); give x, y, width, height")
+
+
+def _mask(mask: Any, i: int, name: str) -> Mapping[str, Any]:
+  if not isinstance(mask, Mapping) or "counts" not in mask or len(mask.get("size") or ()) != 2:
+    raise ValueError(
+      f"{name}: record {i} has a segmentation that is not a run-length mask; "
+      'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
+    )
+  return mask
+
+
+def _name(source: Source, what: str) -> str:
+  return str(source) if isinstance(source, str | pathlib.Path) else what
+
+
+def _stream(source: Source, name: str) -> Iterator[Any]:
+  """The items of a JSON list, each decoded when it is asked for."""
+  if not isinstance(source, str | pathlib.Path):
+    yield from read_records(source)[0]
+    return
+  if not pathlib.Path(source).is_file():
+    raise FileNotFoundError(f"predictions file {name} does not exist; give the path of a JSON file")
+  decode = json.JSONDecoder().raw_decode
+  with open(source, encoding="utf-8", errors="replace") as file:  # a bad byte ends as a broken record
+    text, at, i = file.read(_CHUNK), 0, 0
+    if not text.lstrip().startswith("["):
+      raise ValueError(f"{name} does not start with '['; give a JSON list of records")
+    while True:
+      lead = _LEAD.match(text, at)
+      if lead and lead[1].endswith("]"):
+        return
+      item, end = _decode(decode, text, lead)
+      if end is not None:
+        yield item
+        at, i = end, i + 1
+        continue
+      more = file.read(_CHUNK)
+      if not more or len(text) - at > 4 * _CHUNK:  # no record is that long: it is broken, not cut by the buffer
+        raise ValueError(f"{name}: record {i} breaks off or is not JSON; write or copy the whole file again")
+      text, at = text[at:] + more, 0
+
+
+def _decode(decode: Callable, text: str, lead: re.Match | None) -> tuple[Any, int | None]:
+  """The item behind its bracket or comma and where it ends; (None, None) while the buffer does not hold all of it."""
+  try:
+    item, end = decode(text, lead.end()) if lead else (None, len(text))
+  except json.JSONDecodeError:
+    return None, None
+  return (item, end) if end < len(text) else (None, None)
