@@ -220,7 +220,7 @@ def _mask(mask: Any, i: int, name: str) -> Mapping[str, Any]:
       f"{name}: record {i} has a segmentation that is not a run-length mask; "
       'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
     )
-  return mask
+  return rle.frPyObjects(dict(mask), *mask["size"]) if isinstance(mask["counts"], list) else mask
 
 
 def _name(source: Source, what: str) -> str:
