@@ -45,7 +45,7 @@ def evaluate(split: str | pathlib.Path, predictions: Source) -> dict[str, Any]:
 
   `predictions`: a file or its records {image_id, sentence_id, boxes}: for each phrase of the sentence that has true
   boxes, in the order of the text, its boxes x1, y1, x2, y2 in pixels, best first. A sentence without record counts as
-  not found and in 'missing'. Raises ValueError naming the record that is wrong.
+  not found and in 'missing_sentences'. Raises ValueError naming the record that is wrong.
   """
   sentences = load_sentences(split)
   found, name = _found(predictions, sentences)
@@ -64,7 +64,7 @@ def evaluate(split: str | pathlib.Path, predictions: Source) -> dict[str, Any]:
     result |= _named(report, prefix)
     for kind, numbers in report["per_kind"].items():
       per_type.setdefault(kind, {}).update(_named(numbers, prefix))
-  return {**result, "phrases": len(phrases), "missing": missing, "per_type": per_type}
+  return {**result, "phrases": len(phrases), "missing_sentences": missing, "per_type": per_type}
 
 
 def _found(predictions: Source, sentences: dict) -> tuple[dict[tuple[str, int], list], str]:

@@ -20,7 +20,9 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _TASK = ("task_id", "image_id", "Polygons", "instance_boxes", "phrase_structure")
 
 
-def evaluate(refer: str | pathlib.Path, predictions: str | pathlib.Path | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def evaluate(
+  refer: str | pathlib.Path, predictions: str | pathlib.Path | Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
   """mIoU, cIoU and Pr@0.5 ... Pr@0.9 (strictly above), and the same by subset; fractions.
 
   `refer`: refer_SPLIT.json, with image_data_split.json and name_att_rel_count.json beside it; `predictions`: the

@@ -1,4 +1,4 @@
-"""The vocabularies by which PhraseCut's evaluator sorts phrases into subsets (its utils/subset.py), as comma-separated words."""
+"""The words by which PhraseCut's own evaluator (its utils/subset.py) sorts phrases into subsets."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -12,23 +12,27 @@ from typing import Any
 
 from eval.files import Source, by_key, fields, read_json, read_records, unique
 
-NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split()))
+NUMBERS = dict(
+  zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split())
+)
 ARTICLES = ("a", "an", "the")
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 # Written with one apostrophe too few, these are put right (VQAEval's table; it works on lower case).
 CONTRACTIONS = """
-  ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-  how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-  oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-  someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-  they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
-  where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
-  y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+  ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+  he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+  o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+  someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+  there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+  what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+  wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """.split()
 _CORRECTIONS = {
   word[:i] + word[i + 1 :]: word for word in CONTRACTIONS for i, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}
-_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # the official pattern, slip included: it means a literal "<=", not a look-behind
+_PERIOD = re.compile(
+  r"(?!<=\d)\.(?!\d)"
+)  # the official pattern, slip included: it means a literal "<=", not a look-behind
 _THOUSANDS = re.compile(r"\d,\d")
 
 
