@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from eval.files import Detections
 
 SIZES = ("all", "small", "medium", "large")  # by area: below 32^2, up to 96^2, above
 NO_LIMIT = 1 << 30
+ENGINES = ("hotcoco", "pycocotools")  # the faster one first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +74,21 @@ def curves(
   """
   if engine is None:
     engine = "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
-  engines = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}
-  if engine not in engines:
-    raise ValueError(f"engine {engine!r} is not known; known: {', '.join(engines)}")
+  if engine not in ENGINES:
+    raise ValueError(f"engine {engine!r} is not known; known: {', '.join(ENGINES)}")
   if not len(annotations["annotations"]) or not annotations["images"]:
     shape = (10, len(annotations["categories"]), len(SIZES), len(limits))
     return Curves(-np.ones((10, 101, *shape[1:])), -np.ones(shape), sorted(c["id"] for c in annotations["categories"]))
-  return engines[engine](annotations, in_order(detections), iou_type, limits, federated)
+  match = _hotcoco if engine == "hotcoco" else _pycocotools
+  return match(annotations, in_order(detections), iou_type, limits, federated)
 
 
 def in_order(detections: Detections) -> Detections:
   """By image, category, falling score, shape: an order that does not depend on the file's."""
   ties = [detections.bbox_xywh_px[:, k] for k in (3, 2, 1, 0)]
   if detections.segmentation is not None:
-    ties.insert(0, np.array([str(mask["counts"]) for mask in detections.segmentation], object))
+    counts = [mask["counts"] for mask in detections.segmentation]
+    ties.append(np.array([zlib.crc32(c.encode() if isinstance(c, str) else c) for c in counts], np.int64))
   return detections.take(np.lexsort((*ties, -detections.score, detections.category_id, detections.image_id)))
 
 

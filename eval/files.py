@@ -5,15 +5,14 @@ Predictions are read record by record into columns, so a file of millions of box
 records take as Python dictionaries.
 """
 
-import array
 import dataclasses
-import itertools
 import json
 import math
+import numbers
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pycocotools import mask as rle
 Source = str | pathlib.Path | Sequence[Mapping[str, Any]]  # a file, or its records
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # IoU type -> the field that carries the shape
 _CHUNK = 1 << 22  # characters read at a time
-_LEAD = re.compile(r"\s*(\[\s*\]|[\[,\]])\s*")  # what stands before an item, or ends the list
+_BETWEEN = re.compile(r"\}\s*,\s*(?=\{)")  # two records of a list; run-length masks have no such characters
 
 
 def read_json(path: str | pathlib.Path, what: str = "file") -> Any:
@@ -118,32 +117,52 @@ def read_detections(source: Source, iou_type: str = "bbox", *, categories: bool 
   """
   if iou_type not in SHAPES:
     raise ValueError(f"iou_type {iou_type!r} is not known; known: {', '.join(SHAPES)}")
-  name, shape = _name(source, "predictions"), SHAPES[iou_type]
-  image_ids, category_ids = array.array("q"), array.array("q")
-  scores, boxes = array.array("d"), array.array("d")
-  masks: list[Mapping[str, Any]] = []
-  keys = ("image_id", "score", shape, *(("category_id",) if categories else ()))
-  for i, record in enumerate(_stream(source, name)):
-    image_id, score, where, *category_id = fields(record, i, name, *keys)
+  name = _name(source, "predictions")
+  if isinstance(source, str | pathlib.Path):
+    batches = _batches(pathlib.Path(source), name)
+  else:
+    batches = iter([read_records(source)[0]])
+  keys = ("image_id", "score", SHAPES[iou_type], *(("category_id",) if categories else ()))
+  parts, count, masks = [], 0, []
+  for batch in batches:
     try:
-      image_ids.append(image_id)
-      scores.append(score)
-      category_ids.append(category_id[0] if category_id else 0)
-    except (TypeError, OverflowError) as error:
-      raise ValueError(
-        f"{name}: record {i} has image_id {image_id!r}, category_id {category_id[0] if category_id else 'none'!r}, "
-        f"score {score!r}; ids must be whole numbers and the score a number"
-      ) from error
-    if iou_type == "bbox":
-      _append_box(boxes, where, i, name)
-    else:
-      masks.append(_mask(where, i, name))
-  n = len(scores)
-  xywh = np.frombuffer(boxes, np.float64).reshape(n, 4) if len(boxes) else np.zeros((n, 4))
-  columns = [np.frombuffer(column, kind) for column, kind in ((image_ids, np.int64), (category_ids, np.int64))]
-  columns = [column if n else np.zeros(0, np.int64) for column in columns]
-  score = np.frombuffer(scores, np.float64) if n else np.zeros(0)
-  return Detections(name, *columns, score, xywh, masks if iou_type == "segm" else None)
+      columns = {key: [record[key] for record in batch] for key in keys}
+      ids = [columns[key] if key in columns else [0] * len(batch) for key in ("image_id", "category_id")]
+      boxes = columns["bbox"] if iou_type == "bbox" else [[0.0] * 4] * len(batch)
+      part = [
+        *(_numbers(column, "iu", (), np.int64) for column in ids),
+        _numbers(columns["score"]),
+        _numbers(boxes, shape=(4,)),
+      ]
+    except (KeyError, TypeError, ValueError) as error:
+      for i, record in enumerate(batch, count):
+        _check_record(record, i, name, keys)
+      raise ValueError(f"{name}: records {count} to {count + len(batch) - 1} are not all alike: {error}") from error
+    if iou_type == "segm":
+      masks += [_mask(mask, i, name) for i, mask in enumerate(columns["segmentation"], count)]
+    parts.append(part)
+    count += len(batch)
+  image_id, category_id, score, xywh = (np.concatenate(column) for column in zip(*parts, strict=True))
+  return Detections(name, image_id, category_id, score, xywh, masks if iou_type == "segm" else None)
+
+
+def _numbers(values: list[Any], kinds: str = "fiu", shape: tuple[int, ...] = (), dtype: Any = np.float64) -> np.ndarray:
+  """n ... numbers of these NumPy kinds; ValueError where one is something else or has another shape."""
+  array = np.array(values) if values else np.zeros((0, *shape), dtype)
+  if array.shape[1:] != shape or values and array.dtype.kind not in kinds:
+    raise ValueError("a value of another kind or shape")
+  return array.astype(dtype)
+
+
+def _check_record(record: Any, i: int, name: str, keys: Sequence[str]) -> None:
+  """Raises ValueError saying what is wrong with a record; says nothing of a good one."""
+  for key, value in zip(keys, fields(record, i, name, *keys), strict=True):
+    if key.endswith("_id") and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+      raise ValueError(f"{name}: record {i} has {key} {value!r}; ids are whole numbers")
+    if key == "score" and not isinstance(value, numbers.Real):
+      raise ValueError(f"{name}: record {i} has score {value!r}; give a number")
+    if key == "bbox" and not (np.shape(value) == (4,) and all(isinstance(v, numbers.Real) for v in value)):
+      raise ValueError(f"{name}: record {i} has bbox {value!r}; give the four numbers x, y, width, height")
 
 
 def check_detections(
@@ -154,22 +173,24 @@ def check_detections(
   `sizes`: image id -> (height, width), None where the annotations do not tell; `categories`: known ids, None: any.
   """
   name, ids = detections.name, np.fromiter(sizes, np.int64, len(sizes))
-  for i in _first(~np.isin(detections.image_id, ids)):
+  if (i := _first(~np.isin(detections.image_id, ids))) is not None:
     raise ValueError(
       f"{name}: record {i} is on image id {detections.image_id[i]}, which the annotations do not list; "
       "evaluate against the split that was predicted"
     )
-  known = None if categories is None else np.fromiter(categories, np.int64)
-  for i in _first(np.zeros(len(detections), bool) if known is None else ~np.isin(detections.category_id, known)):
+  known = np.fromiter(categories, np.int64) if categories is not None else detections.category_id
+  if (i := _first(~np.isin(detections.category_id, known))) is not None:
     raise ValueError(
       f"{name}: record {i} has category id {detections.category_id[i]}; known ids: {sorted(known.tolist())[:20]}; "
       "map labels to the category ids of the annotation file"
     )
-  for i in _first(~np.isfinite(detections.score)):
+  if (i := _first(~np.isfinite(detections.score))) is not None:
     raise ValueError(f"{name}: record {i} has score {detections.score[i]}; scores must be finite numbers")
   boxes = detections.bbox_xywh_px
-  for i in _first(~(np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1))):
-    raise ValueError(f"{name}: record {i} has bbox {boxes[i].tolist()}; give finite x, y and width, height >= 0")
+  if (i := _first(~(np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1)))) is not None:
+    raise ValueError(
+      f"{name}: record {i} has bbox {boxes[i].tolist()}; give finite x, y and width, height of at least 0"
+    )
   for i, mask in enumerate(detections.segmentation or ()):
     size = sizes[int(detections.image_id[i])]
     if size is not None and tuple(mask["size"]) != size:
@@ -190,8 +211,7 @@ def warn_of_corners(boxes: np.ndarray, sizes: Sequence[tuple[float, float] | Non
   if not len(boxes) or not (boxes[:, 2:] >= boxes[:, :2]).all():
     return
   limits = np.array([(size[1], size[0]) if size else (math.inf, math.inf) for size in sizes])
-  outside = _first((boxes[:, :2] + boxes[:, 2:] > limits + 2).any(1))
-  for i in outside:
+  if (i := _first((boxes[:, :2] + boxes[:, 2:] > limits + 2).any(1))) is not None:
     warnings.warn(
       f"{name}: boxes look like x1, y1, x2, y2 where x, y, width, height are expected (record {i}, "
       f"{boxes[i].tolist()}, leaves its picture); subtract the first two numbers from the last two",
@@ -199,19 +219,9 @@ def warn_of_corners(boxes: np.ndarray, sizes: Sequence[tuple[float, float] | Non
     )
 
 
-def _first(bad: np.ndarray) -> Iterable[int]:
-  """The position of the first True, or nothing."""
-  return map(int, itertools.islice(np.flatnonzero(bad), 1))
-
-
-def _append_box(boxes: array.array, box: Any, i: int, name: str) -> None:
-  try:
-    wrong = None if len(box) == 4 else f"{len(box)} numbers"
-    boxes.extend(box if wrong is None else ())
-  except TypeError:
-    wrong = "something else than numbers"
-  if wrong is not None:
-    raise ValueError(f"{name}: record {i} has a bbox of {wrong} ({box!r}); give x, y, width, height")
+def _first(bad: np.ndarray) -> int | None:
+  """The position of the first True."""
+  return int(np.argmax(bad)) if bad.any() else None
 
 
 def _mask(mask: Any, i: int, name: str) -> Mapping[str, Any]:
@@ -227,37 +237,38 @@ def _name(source: Source, what: str) -> str:
   return str(source) if isinstance(source, str | pathlib.Path) else what
 
 
-def _stream(source: Source, name: str) -> Iterator[Any]:
-  """The items of a JSON list, each decoded when it is asked for."""
-  if not isinstance(source, str | pathlib.Path):
-    yield from read_records(source)[0]
-    return
-  if not pathlib.Path(source).is_file():
+def _batches(path: pathlib.Path, name: str) -> Iterator[list[Any]]:
+  """The items of a JSON list, some ten thousand at a time: all of them at once would take ten times the columns."""
+  if not path.is_file():
     raise FileNotFoundError(f"predictions file {name} does not exist; give the path of a JSON file")
-  decode = json.JSONDecoder().raw_decode
-  with open(source, encoding="utf-8", errors="replace") as file:  # a bad byte ends as a broken record
-    text, at, i = file.read(_CHUNK), 0, 0
-    if not text.lstrip().startswith("["):
+  count = 0
+  with path.open(encoding="utf-8", errors="replace") as file:  # a bad byte ends as a broken record
+    text: str | None = file.read(_CHUNK).lstrip()
+    if not text.startswith("["):
       raise ValueError(f"{name} does not start with '['; give a JSON list of records")
-    while True:
-      lead = _LEAD.match(text, at)
-      if lead and lead[1].endswith("]"):
-        return
-      item, end = _decode(decode, text, lead)
-      if end is not None:
-        yield item
-        at, i = end, i + 1
-        continue
+    text = text[1:]
+    while text is not None:
       more = file.read(_CHUNK)
-      if not more or len(text) - at > 4 * _CHUNK:  # no record is that long: it is broken, not cut by the buffer
-        raise ValueError(f"{name}: record {i} breaks off or is not JSON; write or copy the whole file again")
-      text, at = text[at:] + more, 0
+      cuts = list(_BETWEEN.finditer(text := text + more, max(0, len(text) - (1 << 16)))) if more else []
+      if more and not cuts:
+        continue
+      block, text = (text[: cuts[-1].start() + 1], text[cuts[-1].end() :]) if more else (text.rstrip(), None)
+      try:
+        batch = json.loads(f"[{block}]" if more else f"[{block}")
+      except json.JSONDecodeError as error:
+        i = count + _readable(block)
+        raise ValueError(f"{name}: record {i} breaks off or is not JSON; write or copy the whole file again") from error
+      yield batch
+      count += len(batch)
 
 
-def _decode(decode: Callable, text: str, lead: re.Match | None) -> tuple[Any, int | None]:
-  """The item behind its bracket or comma and where it ends; (None, None) while the buffer does not hold all of it."""
+def _readable(text: str) -> int:
+  """How many items stand whole at the beginning of a broken list."""
+  decode, at, count = json.JSONDecoder().raw_decode, 0, 0
   try:
-    item, end = decode(text, lead.end()) if lead else (None, len(text))
+    while True:
+      at = re.compile(r"[\s,]*").match(text, at).end()
+      _, at = decode(text, at)
+      count += 1
   except json.JSONDecodeError:
-    return None, None
-  return (item, end) if end < len(text) else (None, None)
+    return count
