@@ -35,7 +35,7 @@ def test_truth_as_predictions_scores_one(shared, fixed):
 
 
 def truth():
-  """Category 1 is annotated in image 1, surely absent from image 2, not looked for in 3 and 4, partly annotated in 5."""
+  """Category 1: annotated in image 1, surely absent from 2, not looked for in 3 and 4, partly annotated in 5."""
   images = [
     {
       "id": k,
