@@ -11,9 +11,7 @@ from eval import captions, ptb
 
 NAMES = {**{f"BLEU-{k}": f"Bleu_{k}" for k in range(1, 5)}, "METEOR": "METEOR", "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr"}
 NEED_JAVA = {"METEOR", "SPICE"}
-java = pytest.param(
-  True, marks=pytest.mark.skipif(shutil.which("java") is None, reason="needs a Java runtime, which is not installed")
-)
+NO_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs a Java runtime, which is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +27,15 @@ def references(shared):
   return shared / "data/coco_sample/annotations/captions_val2017.json"
 
 
-@pytest.mark.parametrize("with_java", [False, java])
-@pytest.mark.parametrize("name", ["captions_val2017", "captions_val2017_first_reference"])
+@pytest.mark.parametrize(
+  ("name", "with_java"),
+  [
+    ("captions_val2017", False),
+    ("captions_val2017_first_reference", False),
+    pytest.param("captions_val2017", True, marks=NO_JAVA),
+    pytest.param("captions_val2017_first_reference", True, marks=[NO_JAVA, pytest.mark.slow]),
+  ],
+)
 def test_recorded_numbers(shared, references, name, with_java):
   expected = json.loads((shared / "golden/metrics/expected.json").read_text())[name]
   path = shared / ("data" if "/" in expected["results"] else "golden/metrics") / expected["results"]
@@ -76,14 +81,14 @@ def test_tokens_without_java(caption, tokens):
   assert " ".join(ptb.tokenize(caption)) == tokens
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="needs a Java runtime, which is not installed")
+@NO_JAVA
 def test_tokens_are_those_of_the_java_tool(shared, references):
   texts = captions.load_references(references)
   texts |= captions.load_references(shared / "data/coco_sample/annotations/captions_train2017.json")
   assert captions.tokenised(texts, False) == captions.tokenised(texts, True)
 
 
-@pytest.mark.parametrize("with_java", [False, java])
+@pytest.mark.parametrize("with_java", [False, pytest.param(True, marks=[NO_JAVA, pytest.mark.slow])])
 def test_nothing_said_scores_zero(references, with_java):
   report = captions.evaluate(references, [], java=with_java)
   assert all(not report[name] for name in captions.METRICS) and report["missing"] == 40
