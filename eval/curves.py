@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from eval.files import Detections
+from eval.files import Detections, collector_paused
 
 SIZES = ("all", "small", "medium", "large")  # by area: below 32^2, up to 96^2, above
 NO_LIMIT = 1 << 30
@@ -56,6 +56,7 @@ def mean(values: np.ndarray) -> float | None:
   return float(np.mean(values)) if len(values) else None
 
 
+@collector_paused()
 def curves(
   annotations: Mapping[str, Any],
   detections: Detections,

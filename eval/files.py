@@ -5,7 +5,9 @@ Predictions are read record by record into columns, so a file of millions of box
 records take as Python dictionaries.
 """
 
+import contextlib
 import dataclasses
+import gc
 import json
 import math
 import numbers
@@ -109,6 +111,19 @@ class Detections:
     return Detections(self.name, *columns, masks)
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+  """No cyclic garbage collection: it would walk every record again and again, and a third of the time went there."""
+  enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if enabled:
+      gc.enable()
+
+
+@collector_paused()
 def read_detections(source: Source, iou_type: str = "bbox", *, categories: bool = True) -> Detections:
   """COCO results (a JSON file, or its records) as columns.
 
