@@ -5,6 +5,7 @@ official tool are closed: it counts an annotation with id 0 as missed (ids are r
 without ground truth have no AP (they are listed as None, never averaged in).
 """
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def load_annotations(source: str | pathlib.Path | Mapping[str, Any], iou_type: s
       raise ValueError(f"annotation {i} of {name} is on image {image_id!r}, which 'images' does not list")
     if category_id not in categories:
       raise ValueError(f"annotation {i} of {name} has category {category_id!r}, which 'categories' lacks")
-    if len(box) != 4 or not np.isfinite(box).all():
+    if len(box) != 4 or not all(map(math.isfinite, box)):
       raise ValueError(f"annotation {i} of {name} has bbox {list(box)}; give finite x, y, width, height in pixels")
     if iou_type == "segm":
       _check_mask(annotation, i, name, sizes[image_id])

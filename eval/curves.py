@@ -86,11 +86,15 @@ def curves(
 
 def in_order(detections: Detections) -> Detections:
   """By image, category, falling score, shape: an order that does not depend on the file's."""
-  ties = [detections.bbox_xywh_px[:, k] for k in (3, 2, 1, 0)]
-  if detections.segmentation is not None:
-    counts = [mask["counts"] for mask in detections.segmentation]
-    ties.append(np.array([zlib.crc32(c.encode() if isinstance(c, str) else c) for c in counts], np.int64))
-  return detections.take(np.lexsort((*ties, -detections.score, detections.category_id, detections.image_id)))
+  keys = (-detections.score, detections.category_id, detections.image_id)
+  order = np.lexsort(keys)
+  same = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
+  if same.any():
+    ties = [detections.bbox_xywh_px[:, k] for k in (3, 2, 1, 0)]
+    if detections.segmentation is not None:
+      ties = [np.array([zlib.crc32(str(mask["counts"]).encode()) for mask in detections.segmentation])]
+    order = np.lexsort((*ties, *keys))
+  return detections.take(order)
 
 
 def _hotcoco(annotations, detections: Detections, iou_type, limits, federated) -> Curves:

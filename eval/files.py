@@ -149,12 +149,12 @@ def read_detections(source: Source, iou_type: str = "bbox", *, categories: bool 
         _numbers(columns["score"]),
         _numbers(boxes, shape=(4,)),
       ]
+      if iou_type == "segm":
+        masks += _masks(columns["segmentation"])
     except (KeyError, TypeError, ValueError) as error:
       for i, record in enumerate(batch, count):
         _check_record(record, i, name, keys)
       raise ValueError(f"{name}: records {count} to {count + len(batch) - 1} are not all alike: {error}") from error
-    if iou_type == "segm":
-      masks += [_mask(mask, i, name) for i, mask in enumerate(columns["segmentation"], count)]
     parts.append(part)
     count += len(batch)
   image_id, category_id, score, xywh = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -178,6 +178,13 @@ def _check_record(record: Any, i: int, name: str, keys: Sequence[str]) -> None:
       raise ValueError(f"{name}: record {i} has score {value!r}; give a number")
     if key == "bbox" and not (np.shape(value) == (4,) and all(isinstance(v, numbers.Real) for v in value)):
       raise ValueError(f"{name}: record {i} has bbox {value!r}; give the four numbers x, y, width, height")
+    if key == "segmentation" and not (
+      isinstance(value, Mapping) and {"size", "counts"} <= value.keys() and np.shape(value["size"]) == (2,)
+    ):
+      raise ValueError(
+        f"{name}: record {i} has a segmentation that is not a run-length mask; "
+        'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
+      )
 
 
 def check_detections(
@@ -239,13 +246,13 @@ def _first(bad: np.ndarray) -> int | None:
   return int(np.argmax(bad)) if bad.any() else None
 
 
-def _mask(mask: Any, i: int, name: str) -> Mapping[str, Any]:
-  if not isinstance(mask, Mapping) or "counts" not in mask or len(mask.get("size") or ()) != 2:
-    raise ValueError(
-      f"{name}: record {i} has a segmentation that is not a run-length mask; "
-      'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
-    )
-  return rle.frPyObjects(dict(mask), *mask["size"]) if isinstance(mask["counts"], list) else mask
+def _masks(masks: list[Any]) -> list[Mapping[str, Any]]:
+  """Run-length masks with compressed counts; KeyError, TypeError or ValueError where one is something else."""
+  counts = [mask["counts"] for mask in masks]
+  _numbers([mask["size"] for mask in masks], "iu", (2,))
+  if all(isinstance(c, str | bytes) for c in counts):
+    return masks
+  return [rle.frPyObjects(dict(m), *m["size"]) if isinstance(m["counts"], list) else m for m in masks]
 
 
 def _name(source: Source, what: str) -> str:
