@@ -6,6 +6,7 @@ without ground truth have no AP (they are listed as None, never averaged in).
 """
 
 import math
+import numbers
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from eval.curves import curves
-from eval.files import SHAPES, Source, check_detections, fields, read_detections, read_json, unique, warn_of_corners
+from eval.files import (
+  SHAPES,
+  Source,
+  check_detections,
+  fields,
+  is_box,
+  read_detections,
+  read_json,
+  run_length,
+  unique,
+  warn_of_corners,
+)
 
 # Names of the twelve numbers of COCOeval.stats, in its order.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -33,8 +45,13 @@ def load_annotations(source: str | pathlib.Path | Mapping[str, Any], iou_type: s
   for key in ("images", "annotations", "categories"):
     if not isinstance(content, Mapping) or key not in content:
       raise ValueError(f"{name} has no {key!r}; a COCO detection file has images, annotations and categories")
-  for key in ("images", "annotations", "categories"):
-    unique([item["id"] for item in content[key] if "id" in item], name, key.removesuffix("s").replace("ie", "y"))
+  for key, what, needed in (("images", "image", ("id",)), ("categories", "category", ("id", "name"))):
+    ids = [fields(item, i, f"{key} of {name}", *needed)[0] for i, item in enumerate(content[key])]
+    for i, item in enumerate(ids):
+      if not isinstance(item, numbers.Integral):
+        raise ValueError(f"{name}: {what} {i} has id {item!r}; ids are whole numbers")
+    unique(ids, name, what)
+  unique([item["id"] for item in content["annotations"] if "id" in item], name, "annotation")
   sizes = image_sizes(content)
   categories = {category["id"] for category in content["categories"]}
   annotations = []
@@ -44,8 +61,8 @@ def load_annotations(source: str | pathlib.Path | Mapping[str, Any], iou_type: s
       raise ValueError(f"annotation {i} of {name} is on image {image_id!r}, which 'images' does not list")
     if category_id not in categories:
       raise ValueError(f"annotation {i} of {name} has category {category_id!r}, which 'categories' lacks")
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-      raise ValueError(f"annotation {i} of {name} has bbox {list(box)}; give finite x, y, width, height in pixels")
+    if not is_box(box) or not all(map(math.isfinite, box)):
+      raise ValueError(f"annotation {i} of {name} has bbox {box!r}; give finite x, y, width, height in pixels")
     if iou_type == "segm":
       _check_mask(annotation, i, name, sizes[image_id])
     annotations.append({**annotation, "id": i + 1})
@@ -68,7 +85,7 @@ def _check_mask(annotation: Mapping[str, Any], i: int, name: str, size: tuple[in
   mask = annotation["segmentation"] if "segmentation" in annotation else None
   if not mask:
     raise ValueError(f"annotation {i} of {name} has no 'segmentation'; evaluate boxes (iou_type 'bbox')")
-  if isinstance(mask, Mapping) and tuple(mask["size"]) != size:
+  if isinstance(mask, Mapping) and tuple(run_length(mask, f"annotation {i} of {name}")["size"]) != size:
     raise ValueError(
       f"annotation {i} of {name} has a mask of {list(mask['size'])}, but image {annotation['image_id']} is "
       f"{list(size)} (height, width)"

@@ -1,8 +1,7 @@
 """Reading and checking what others wrote: JSON annotations and predictions of any detector.
 
 Everything that can be wrong with such a file ends in a ValueError that names the file, the record and the remedy.
-Predictions are read record by record into columns, so a file of millions of boxes needs a tenth of what the same
-records take as Python dictionaries.
+Detections are read in batches into columns: millions of them as Python dictionaries would not fit into memory.
 """
 
 import contextlib
@@ -176,15 +175,30 @@ def _check_record(record: Any, i: int, name: str, keys: Sequence[str]) -> None:
       raise ValueError(f"{name}: record {i} has {key} {value!r}; ids are whole numbers")
     if key == "score" and not isinstance(value, numbers.Real):
       raise ValueError(f"{name}: record {i} has score {value!r}; give a number")
-    if key == "bbox" and not (np.shape(value) == (4,) and all(isinstance(v, numbers.Real) for v in value)):
+    if key == "bbox" and not is_box(value):
       raise ValueError(f"{name}: record {i} has bbox {value!r}; give the four numbers x, y, width, height")
-    if key == "segmentation" and not (
-      isinstance(value, Mapping) and {"size", "counts"} <= value.keys() and np.shape(value["size"]) == (2,)
-    ):
-      raise ValueError(
-        f"{name}: record {i} has a segmentation that is not a run-length mask; "
-        'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
-      )
+    if key == "segmentation":
+      run_length(value, f"{name}: record {i}")
+
+
+def is_box(value: Any) -> bool:
+  """Whether a value is four numbers."""
+  sized = isinstance(value, Sequence | np.ndarray) and len(value) == 4
+  return sized and all(isinstance(number, numbers.Real) for number in value)
+
+
+def run_length(mask: Any, what: str) -> Mapping[str, Any]:
+  """A run-length mask with compressed counts; `what` carries it. Raises ValueError for anything else."""
+  if not isinstance(mask, Mapping) or not {"size", "counts"} <= mask.keys() or np.shape(mask["size"]) != (2,):
+    raise ValueError(
+      f"{what} has a segmentation that is not a run-length mask; "
+      'give {"size": [height, width], "counts": ...}, as pycocotools.mask.encode does'
+    )
+  if not isinstance(mask["counts"], list):
+    return mask
+  if sum(mask["counts"]) != mask["size"][0] * mask["size"][1]:
+    raise ValueError(f"{what} has a mask of {list(mask['size'])} whose counts add up to {sum(mask['counts'])}")
+  return rle.frPyObjects(dict(mask), *mask["size"])
 
 
 def check_detections(
@@ -248,11 +262,9 @@ def _first(bad: np.ndarray) -> int | None:
 
 def _masks(masks: list[Any]) -> list[Mapping[str, Any]]:
   """Run-length masks with compressed counts; KeyError, TypeError or ValueError where one is something else."""
-  counts = [mask["counts"] for mask in masks]
   _numbers([mask["size"] for mask in masks], "iu", (2,))
-  if all(isinstance(c, str | bytes) for c in counts):
-    return masks
-  return [rle.frPyObjects(dict(m), *m["size"]) if isinstance(m["counts"], list) else m for m in masks]
+  compressed = all(isinstance(mask["counts"], str | bytes) for mask in masks)
+  return masks if compressed else [run_length(mask, "record") for mask in masks]
 
 
 def _name(source: Source, what: str) -> str:
@@ -260,7 +272,7 @@ def _name(source: Source, what: str) -> str:
 
 
 def _batches(path: pathlib.Path, name: str) -> Iterator[list[Any]]:
-  """The items of a JSON list, some ten thousand at a time: all of them at once would take ten times the columns."""
+  """The items of a JSON list, some ten thousand at a time."""
   if not path.is_file():
     raise FileNotFoundError(f"predictions file {name} does not exist; give the path of a JSON file")
   count = 0

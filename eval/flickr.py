@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.files import Source, by_key, fields, read_records
+from eval.files import Source, by_key, fields, is_box, read_records
 from eval.grounding import RANKS, GroundedPhrase, recall
 
 _PHRASE = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<kinds>\S+) [^\]]*\]")
@@ -48,7 +48,7 @@ def evaluate(split: str | pathlib.Path, predictions: Source) -> dict[str, Any]:
   not found and in 'missing_sentences'. Raises ValueError naming the record that is wrong.
   """
   sentences = load_sentences(split)
-  found, name = _found(predictions, sentences)
+  found = _found(predictions, sentences)
   phrases, merged = [], []
   for key, truth in sentences.items():
     given = found[key] if key in found else [[]] * len(truth)
@@ -67,7 +67,7 @@ def evaluate(split: str | pathlib.Path, predictions: Source) -> dict[str, Any]:
   return {**result, "phrases": len(phrases), "missing_sentences": missing, "per_type": per_type}
 
 
-def _found(predictions: Source, sentences: dict) -> tuple[dict[tuple[str, int], list], str]:
+def _found(predictions: Source, sentences: dict) -> dict[tuple[str, int], list]:
   records, name = read_records(predictions)
   rows = []
   for i, record in enumerate(records):
@@ -79,10 +79,10 @@ def _found(predictions: Source, sentences: dict) -> tuple[dict[tuple[str, int], 
         f"{len(sentences[key])} phrases with boxes; give one list of boxes for each"
       )
     for j, of_phrase in enumerate(boxes):
-      if any(len(box) != 4 for box in of_phrase) or not np.isfinite(np.array(of_phrase, float)).all():
+      if not all(is_box(box) and np.isfinite(box).all() for box in of_phrase):
         raise ValueError(f"{name}: record {i}, phrase {j} has a box that is not four finite numbers x1, y1, x2, y2")
     rows.append((i, key, boxes))
-  return by_key(rows, sentences, name, "image and sentence"), name
+  return by_key(rows, sentences, name, "image and sentence")
 
 
 def _named(report: dict[str, Any], prefix: str) -> dict[str, float | None]:

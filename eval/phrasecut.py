@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
 from eval import phrasecut_words
-from eval.files import by_key, fields, read_json, read_records
+from eval.files import by_key, fields, read_json, read_records, run_length
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _TASK = ("task_id", "image_id", "Polygons", "instance_boxes", "phrase_structure")
@@ -127,7 +127,7 @@ def _predictions(predictions: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
     return by_key(((i, path.stem, path) for i, path in enumerate(paths)), tasks, str(predictions), "task")
   records, name = read_records(predictions)
   rows = [(i, *fields(record, i, name, "task_id", "segmentation")) for i, record in enumerate(records)]
-  return by_key(rows, tasks, name, "task")
+  return by_key(((i, k, run_length(mask, f"{name}: record {i}")) for i, k, mask in rows), tasks, name, "task")
 
 
 def _mask(given: pathlib.Path | Mapping[str, Any], shape: tuple[int, int], task_id: str) -> np.ndarray:

@@ -145,6 +145,17 @@ def test_missing_score_and_wrong_annotations(tmp_path):
   wrong["annotations"][2]["category_id"] = 77
   with pytest.raises(ValueError, match="annotation 2 .* category 77"):
     coco.load_annotations(wrong)
+  for part, key, message in (
+    ("images", "id", "images of annotations: record 0 has no 'id'"),
+    ("categories", "name", "categories of annotations: record 0 has no 'name'"),
+  ):
+    lacking = small_truth()
+    del lacking[part][0][key]
+    with pytest.raises(ValueError, match=message):
+      coco.load_annotations(lacking)
+  lacking["categories"][0] = {"id": "1", "name": "cat"}
+  with pytest.raises(ValueError, match="category 0 has id '1'; ids are whole numbers"):
+    coco.load_annotations(lacking)
   for part, what in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
     twice = small_truth()
     twice[part][1]["id"] = twice[part][0]["id"]

@@ -111,6 +111,9 @@ def test_masks_have_the_size_of_their_picture():
   assert good.areas().tolist() == [8000]
   with pytest.raises(ValueError, match=r"record 1 has a mask of \[100, 80\], but image 0 is \[80, 100\]"):
     files.check_detections(files.read_detections([mask(80, 100), mask(100, 80)], "segm"), SIZES, [1])
+  short = {**mask(80, 100), "segmentation": {"size": [80, 100], "counts": [0, 10]}}
+  with pytest.raises(ValueError, match=r"record 1 has a mask of \[80, 100\] whose counts add up to 10"):
+    files.read_detections([mask(80, 100), short], "segm")
   polygon = {**mask(1, 1), "segmentation": [[0, 0, 5, 0, 5, 5]]}
   with pytest.raises(ValueError, match="record 0 has a segmentation that is not a run-length mask"):
     files.read_detections([polygon], "segm")
