@@ -9,12 +9,13 @@ import importlib.util
 import io
 import pathlib
 import shutil
+import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval import ptb
-from eval.files import Source, by_key, fields, read_json, read_records
+from eval.files import Source, fields, read_json, read_texts
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 Texts = dict[int, list[str]]  # image id -> its captions, as tokens joined by blanks
@@ -51,14 +52,7 @@ def evaluate(
   ImportError without pycocoevalcap.
   """
   references = load_references(annotations)
-  records, name = read_records(predictions)
-  rows = []
-  for i, record in enumerate(records):
-    image_id, caption = fields(record, i, name, "image_id", "caption")
-    if not isinstance(caption, str):
-      raise ValueError(f"{name}: record {i} has caption {caption!r}; give a string")
-    rows.append((i, image_id, caption))
-  found = by_key(rows, references, name, "image")
+  found = read_texts(predictions, references, "image", "image_id", "caption")
   captions = {i: [found[i] if i in found else ""] for i in references}
   if importlib.util.find_spec("pycocoevalcap") is None:
     raise ImportError("caption metrics need pycocoevalcap; pip install 'glipv2_jax[captions]'")
@@ -90,10 +84,13 @@ def score(references: Texts, captions: Texts, java: bool) -> tuple[dict[str, tup
       numbers[metric] = (float(value), per_image)
     for metric in ("METEOR", "SPICE"):
       reason = _hindrance(metric, java)
-      if reason is None:
-        value, per_image = _java_scorer(metric).compute_score(references, captions)
-        numbers[metric] = (float(value), per_image)
-      else:
+      try:
+        if reason is None:
+          value, per_image = _java_scorer(metric).compute_score(references, captions)
+          numbers[metric] = (float(value), per_image)
+      except (OSError, ValueError, subprocess.CalledProcessError) as error:  # how the wrappers meet a program that died
+        reason = f"its Java program failed ({error!r}); try another Java version"
+      if reason is not None:
         absent[metric] = reason
   return numbers, absent
 
@@ -128,4 +125,7 @@ def tokenised(texts: Mapping[int, list[str]], java: bool) -> Texts:
 
   # A line break or an empty line would shift the tool's lines against the images.
   lines = {i: [{"caption": " ".join(text.split()) or "."} for text in of_image] for i, of_image in texts.items()}
-  return PTBTokenizer().tokenize(lines)
+  tokens = PTBTokenizer().tokenize(lines)
+  if [len(of_image) for of_image in tokens.values()] != [len(of_image) for of_image in lines.values()]:
+    raise ValueError("the Java tokeniser of pycocoevalcap lost captions; run it by hand to see why, or do without Java")
+  return tokens

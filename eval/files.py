@@ -70,6 +70,17 @@ def by_key(records: Iterable[tuple[int, Any, Any]], known: Iterable[Any], name: 
   return found
 
 
+def read_texts(source: Source, known: Iterable[Any], what: str, key: str, text: str) -> dict[Any, str]:
+  """{record[key]: record[text]} of predicted texts, one for each of the known keys at most; ValueError otherwise."""
+  records, name = read_records(source)
+  rows = []
+  for i, record in enumerate(records):
+    rows.append((i, *fields(record, i, name, key, text)))
+    if not isinstance(rows[-1][2], str):
+      raise ValueError(f"{name}: record {i} has {text} {rows[-1][2]!r}; give a string")
+  return by_key(rows, known, name, what)
+
+
 def unique(ids: Sequence[Any], name: str, what: str) -> None:
   """Raises ValueError naming the first id that comes twice."""
   if len(set(ids)) < len(ids):

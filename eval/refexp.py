@@ -78,8 +78,8 @@ def _box_summary(hits: np.ndarray) -> dict[str, float | None]:
 
 def _ranked(ordered: Detections) -> dict[int, np.ndarray]:
   """Positions of each expression's detections, best first, in detections as `in_order` gives them."""
-  ids, starts = np.unique(ordered.image_id, return_index=True)
-  return dict(zip(ids.tolist(), np.split(np.arange(len(ordered)), starts[1:]), strict=len(ids) > 0))
+  ids, starts, counts = np.unique(ordered.image_id, return_index=True, return_counts=True)
+  return {i: np.arange(start, start + count) for i, start, count in zip(ids.tolist(), starts, counts, strict=True)}
 
 
 def _box_scores(truth_xywh: list[float], boxes_xywh: np.ndarray) -> list[bool]:

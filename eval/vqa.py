@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from eval.files import Source, by_key, fields, read_json, read_records, unique
+from eval.files import Source, fields, read_json, read_texts, unique
 
 NUMBERS = dict(
   zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split())
@@ -93,14 +93,7 @@ def _load(annotations: Any, predictions: Source) -> tuple[dict[int, Mapping[str,
   unique([item["question_id"] for item in content["annotations"]], "VQA annotations", "annotation")
   for i, item in enumerate(content["annotations"]):
     known[fields(item, i, "VQA annotations", "question_id", "answers", "answer_type", "question_type")[0]] = item
-  records, name = read_records(predictions)
-  rows = []
-  for i, record in enumerate(records):
-    question_id, answer = fields(record, i, name, "question_id", "answer")
-    if not isinstance(answer, str):
-      raise ValueError(f"{name}: record {i} has answer {answer!r}; give a string")
-    rows.append((i, question_id, answer))
-  return known, by_key(rows, known, name, "question")
+  return known, read_texts(predictions, known, "question", "question_id", "answer")
 
 
 def _flat(answer: str) -> str:

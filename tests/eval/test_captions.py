@@ -95,6 +95,17 @@ def test_nothing_said_scores_zero(references, with_java):
   assert report["BLEU-4"] == report["CIDEr"] == 0.0
 
 
+def test_a_java_program_that_dies_leaves_the_others(references, monkeypatch):
+  class Dies:
+    def compute_score(self, *_):
+      raise BrokenPipeError("no more")
+
+  monkeypatch.setattr(captions, "_java_scorer", lambda metric: Dies())
+  texts = captions.tokenised(captions.load_references(references), False)
+  numbers, absent = captions.score(texts, {i: of_image[:1] for i, of_image in texts.items()}, True)
+  assert "BrokenPipeError" in absent["METEOR"] and numbers["BLEU-4"][0] == pytest.approx(1.0)
+
+
 def test_karpathys_test_split(shared):
   path = shared / "data/captions_sample/dataset_coco.json"
   images = [i for i in json.loads(path.read_text())["images"] if i["split"] == "test"]
