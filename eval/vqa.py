@@ -58,9 +58,7 @@ def accuracy(answer: str, annotators: list[str]) -> float:
 
 def accuracies(annotations: str | pathlib.Path | Mapping[str, Any], predictions: Source) -> dict[int, float | None]:
   """Percent right of every question of the annotations, by its id; None where the predictions lack it."""
-  truth, found = _load(annotations, predictions)
-  answers = {i: [given["answer"] for given in item["answers"]] for i, item in truth.items()}
-  return {i: 100 * accuracy(found[i], answers[i]) if i in found else None for i in truth}
+  return _accuracies(*_load(annotations, predictions))
 
 
 def evaluate(annotations: str | pathlib.Path | Mapping[str, Any], predictions: Source) -> dict[str, Any]:
@@ -70,8 +68,8 @@ def evaluate(annotations: str | pathlib.Path | Mapping[str, Any], predictions: S
   {question_id, answer}. A question without answer counts as wrong and in 'missing'. Not rounded (the official tool
   rounds to two decimals). Raises ValueError naming the record that is wrong.
   """
-  truth, _ = _load(annotations, predictions)
-  scores = accuracies(annotations, predictions)
+  truth, found = _load(annotations, predictions)
+  scores = _accuracies(truth, found)
   result = {
     "accuracy": _mean(scores.values()),
     "questions": len(scores),
@@ -94,6 +92,11 @@ def _load(annotations: Any, predictions: Source) -> tuple[dict[int, Mapping[str,
   for i, item in enumerate(content["annotations"]):
     known[fields(item, i, "VQA annotations", "question_id", "answers", "answer_type", "question_type")[0]] = item
   return known, read_texts(predictions, known, "question", "question_id", "answer")
+
+
+def _accuracies(truth: Mapping[int, Mapping[str, Any]], found: Mapping[int, str]) -> dict[int, float | None]:
+  answers = {i: [given["answer"] for given in item["answers"]] for i, item in truth.items()}
+  return {i: 100 * accuracy(found[i], answers[i]) if i in found else None for i in truth}
 
 
 def _flat(answer: str) -> str:
