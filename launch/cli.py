@@ -10,11 +10,15 @@ COMMANDS = {
   "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
+  "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
+  "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),
+  "export-onnx": ("launch.export_onnx", "write a checkpoint as an ONNX file: no JAX where it runs"),
+  "export-stablehlo": ("launch.export_stablehlo", "write a checkpoint as StableHLO: only JAX where it runs"),
 }
 
 
 def usage() -> str:
-  lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+  lines = [f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items()]
   return "usage: glipv2 COMMAND ...\n\n" + "\n".join(lines) + "\n\n`glipv2 COMMAND --help` tells the options."
 
 

@@ -1,43 +1,22 @@
 """One table between our parameter paths and the names in the authors' state_dict, read in both directions.
 
-Each row names a module of ours and of theirs and says how its tensors are laid out; `entries` expands the table for one
+Each row names a module of ours and of theirs and says how its tensors are laid out; `expand` applies rows to one
 network. Joined tensors (query, key and value; the scales of the five levels) are several names of theirs for one of
-ours. Buffers hold no information: they are computed for export and, where an imported file has them, checked.
+ours. Buffers hold no information: they are computed for export and, where an imported file has them, checked. Other
+people's names for the same modules are rows of the same form in dialects.py.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
 
 import jax
 import numpy as np
 
+from glipv2_jax.convert.layouts import KINDS, LAYOUTS
 from glipv2_jax.models.glipv2 import abstract_params, param_paths
 from glipv2_jax.models.swin import relative_position_index
 from glipv2_jax.models.variants import ModelConfig
-
-# Module kinds: our leaf -> (their leaves, layout). Several leaves of theirs are joined along our last axis.
-KINDS = {
-  "linear": {"kernel": (("weight",), "linear"), "bias": (("bias",), "same")},
-  "conv": {"kernel": (("weight",), "conv"), "bias": (("bias",), "same")},
-  "pointwise": {"kernel": (("weight",), "pointwise"), "bias": (("bias",), "same")},  # 1x1 convolution, linear here
-  "norm": {"scale": (("weight",), "same"), "bias": (("bias",), "same")},
-  "embedding": {"embedding": (("weight",), "same")},
-  "query_key_value": {
-    "kernel": (("query.weight", "key.weight", "value.weight"), "linear"),
-    "bias": (("query.bias", "key.bias", "value.bias"), "same"),
-  },
-  "in_proj": {"kernel": (("in_proj_weight",), "linear"), "bias": (("in_proj_bias",), "same")},
-}
-
-# Layouts: (theirs -> ours, ours -> theirs).
-LAYOUTS = {
-  "same": (lambda x: x, lambda x: x),
-  "linear": (np.transpose, np.transpose),
-  "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-  "pointwise": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
-}
 
 BERT_LAYER = (  # the same below the encoder and below the tower
   ("attention/qkv", "attention.self", "query_key_value"),
@@ -130,6 +109,22 @@ IGNORED = (r"rpn\.resizer\..*", r".*\.pooler\..*")
 
 
 @dataclasses.dataclass(frozen=True)
+class BufferNames:
+  """Where a state_dict keeps its computed entries; None: it has none of that sort."""
+
+  index: str | None = None  # {i}, {j}: stage, block
+  anchors: str | None = None  # {level}
+  position_ids: str | None = None
+
+
+BUFFERS = BufferNames(
+  "backbone.body.layers.{i}.blocks.{j}.attn.relative_position_index",
+  "rpn.anchor_generator.cell_anchors.{level}",
+  f"{BERT_MODEL}.embeddings.position_ids",
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
   """One parameter: our path and shape, their names, and the layout between the two (a key of `LAYOUTS`)."""
 
@@ -139,7 +134,11 @@ class Entry:
   shape: tuple[int, ...]
 
   def from_torch(self, tensors: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([LAYOUTS[self.layout][0](x) for x in tensors], -1)
+    """Their tensors, of any dtype -> ours, a new float32 array; one copy."""
+    value = np.empty(self.shape, np.float32)
+    for part, tensor in zip(np.split(value, len(self.names), -1), tensors, strict=True):
+      part[...] = LAYOUTS[self.layout][0](tensor)
+    return value
 
   def to_torch(self, value: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(LAYOUTS[self.layout][1](x)) for x in np.split(value, len(self.names), -1)]
@@ -160,18 +159,32 @@ def table(cfg: ModelConfig) -> tuple[tuple[str, str, str], ...]:
 
 
 @functools.cache
-def entries(cfg: ModelConfig) -> tuple[Entry, ...]:
-  """Every parameter of the network, in the order of `param_paths`. Raises KeyError for a path without a row."""
-  rules = [(re.compile(re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours) + r"(?:/(?P<leaf>\w+))?"), theirs, kind)
-           for ours, theirs, kind in table(cfg)]  # fmt: skip
+def shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """path -> shape of every parameter, in the order of `param_paths`."""
   params = abstract_params(cfg)
-  return tuple(
-    Entry(path, *_torch_names(path, rules, cfg), leaf.shape)
-    for path, leaf in zip(param_paths(params), jax.tree.leaves(params), strict=True)
-  )
+  return {path: leaf.shape for path, leaf in zip(param_paths(params), jax.tree.leaves(params), strict=True)}
 
 
-def _torch_names(path: str, rules, cfg: ModelConfig) -> tuple[tuple[str, ...], str]:
+@functools.cache
+def expand(rows: tuple[tuple[str, str, str], ...], cfg: ModelConfig) -> tuple[Entry, ...]:
+  """The parameters of the network that `rows` name, in the order of `param_paths`."""
+  rules = [(re.compile(re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours) + r"(?:/(?P<leaf>\w+))?"), theirs, kind)
+           for ours, theirs, kind in rows]  # fmt: skip
+  named = ((path, shape, _torch_names(path, rules, cfg)) for path, shape in shapes(cfg).items())
+  return tuple(Entry(path, *found, shape) for path, shape, found in named if found)
+
+
+@functools.cache
+def entries(cfg: ModelConfig) -> tuple[Entry, ...]:
+  """Every parameter of the network under the authors' names. Raises KeyError for a path without a row."""
+  found = expand(table(cfg), cfg)
+  unnamed = sorted(shapes(cfg).keys() - {entry.path for entry in found})
+  if unnamed:
+    raise KeyError(f"parameters {unnamed} have no row in convert/names.py; add them to its table")
+  return found
+
+
+def _torch_names(path: str, rules, cfg: ModelConfig) -> tuple[tuple[str, ...], str] | None:
   for pattern, theirs, kind in rules:
     match = pattern.fullmatch(path)
     if match is None:
@@ -190,7 +203,7 @@ def _torch_names(path: str, rules, cfg: ModelConfig) -> tuple[tuple[str, ...], s
       return tuple(f"{module}.{level}.scale" for level in range(len(cfg.strides))), "same"
     leaves, layout = KINDS[kind][leaf]
     return tuple(f"{module}.{name}" for name in leaves), layout
-  raise KeyError(f"parameter {path!r} has no row in convert/names.py; add one to its table")
+  return None
 
 
 def torch_name(path: str, cfg: ModelConfig) -> str:
@@ -201,60 +214,18 @@ def torch_name(path: str, cfg: ModelConfig) -> str:
   raise KeyError(f"{path!r} is not a parameter of this network; see param_paths")
 
 
-def buffers(cfg: ModelConfig) -> dict[str, np.ndarray]:
+def buffers(cfg: ModelConfig, names: BufferNames = BUFFERS) -> dict[str, np.ndarray]:
   """The computed entries of a state_dict: index tables of Swin, anchor templates, BERT's position ids."""
-  index = relative_position_index(cfg.swin.window).astype(np.int64)
-  found = {
-    f"backbone.body.layers.{i}.blocks.{j}.attn.relative_position_index": index
-    for i, depth in enumerate(cfg.swin.depths)
-    for j in range(depth)
-  }
-  for level, stride in enumerate(cfg.strides):
-    centre, half = (stride - 1) / 2, (cfg.anchor_scale * stride - 1) / 2
-    template = np.array([[centre - half, centre - half, centre + half, centre + half]], np.float32)
-    found[f"rpn.anchor_generator.cell_anchors.{level}"] = template
-  if cfg.text is not None and cfg.text.kind == "bert":
-    found[f"{BERT_MODEL}.embeddings.position_ids"] = np.arange(cfg.text.positions, dtype=np.int64)[None]
+  found = {}
+  if names.index is not None:
+    index = relative_position_index(cfg.swin.window).astype(np.int64)
+    blocks = ((i, j) for i, depth in enumerate(cfg.swin.depths) for j in range(depth))
+    found |= {names.index.format(i=i, j=j): index for i, j in blocks}
+  if names.anchors is not None:
+    for level, stride in enumerate(cfg.strides):
+      centre, half = (stride - 1) / 2, (cfg.anchor_scale * stride - 1) / 2
+      corners = [centre - half, centre - half, centre + half, centre + half]
+      found[names.anchors.format(level=level)] = np.array([corners], np.float32)
+  if names.position_ids is not None and cfg.text is not None and cfg.text.kind == "bert":
+    found[names.position_ids] = np.arange(cfg.text.positions, dtype=np.int64)[None]
   return found
-
-
-def from_torch(state: Mapping[str, np.ndarray], cfg: ModelConfig, ignore: tuple[str, ...] = IGNORED) -> dict:
-  """A state_dict as numpy arrays -> our nested parameters (float32).
-
-  A leading 'module.' on every name is removed. Buffers may be absent; present ones must have the computed values.
-  Raises ValueError listing every missing, surplus and misshaped name; `ignore` holds patterns of surplus names to skip.
-  """
-  if state and all(name.startswith("module.") for name in state):
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-  wanted, computed = entries(cfg), buffers(cfg)
-  known = {name for entry in wanted for name in entry.names}
-  problems = [f"missing {name}" for name in sorted(known - state.keys())]
-  for name in sorted(state.keys() - known):
-    if name in computed:
-      if not np.array_equal(np.asarray(state[name]), computed[name]):
-        problems.append(f"buffer {name} does not hold the values that this network computes")
-    elif not any(re.fullmatch(pattern, name) for pattern in ignore):
-      problems.append(f"surplus {name}")
-  for entry in wanted:
-    for name in entry.names:
-      if name in state and tuple(state[name].shape) != entry.torch_shape():
-        problems.append(f"shape of {name} is {tuple(state[name].shape)}, this network has {entry.torch_shape()}")
-  if problems:
-    raise ValueError(f"the state_dict does not fit this network ({len(problems)} problems):\n" + "\n".join(problems))
-  leaves = [entry.from_torch([np.asarray(state[name], np.float32) for name in entry.names]) for entry in wanted]
-  return jax.tree.unflatten(jax.tree.structure(abstract_params(cfg)), leaves)
-
-
-def to_torch(params: dict, cfg: ModelConfig) -> dict[str, np.ndarray]:
-  """Our nested parameters -> a complete state_dict (buffers included) of float32 numpy arrays, without 'module.'."""
-  wanted, leaves = entries(cfg), jax.tree.leaves(params)
-  paths = param_paths(params)
-  if paths != [entry.path for entry in wanted]:
-    different = sorted(set(paths) ^ {entry.path for entry in wanted})
-    raise ValueError(f"the parameters are not those of this network; paths on one side only: {different}")
-  state = {}
-  for entry, value in zip(wanted, leaves, strict=True):
-    if tuple(value.shape) != tuple(entry.shape):
-      raise ValueError(f"{entry.path} has shape {tuple(value.shape)}, this network has {entry.shape}")
-    state.update(zip(entry.names, entry.to_torch(np.asarray(value, np.float32)), strict=True))
-  return state | buffers(cfg)

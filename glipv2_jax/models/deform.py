@@ -78,7 +78,7 @@ def deform_convs(
 
   weights = [kernel.reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
   by_tap = (i, j, jnp.moveaxis(offset, 2, 0), jnp.moveaxis(mask, 2, 0), weights)
-  total = [jnp.broadcast_to(bias, (len(cells), len(part), *bias.shape)) for part, bias in zip(where, biases)]
+  total = [jnp.broadcast_to(bias, (cells.shape[0], len(part), *bias.shape)) for part, bias in zip(where, biases)]
   return jax.lax.scan(visit, jnp.concatenate(total, 1), by_tap)[0]
 
 

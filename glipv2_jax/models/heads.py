@@ -32,7 +32,7 @@ class DetectionHead(nnx.Module):
       self.projection_text = Linear(cfg.text.width, d, dtype=jnp.float32, rngs=rngs)
       self.log_scale = nnx.Param(jnp.zeros((1,)))
       self.bias_lang = nnx.Param(jnp.zeros((cfg.text.width,)))
-      self.bias0 = nnx.Param(jnp.full((1,), PRIOR))
+      self.bias0 = nnx.Param(jnp.full((1,), PRIOR, jnp.float32))
 
   def __call__(self, levels: list[jax.Array], words: jax.Array | None) -> Outputs:
     """levels: five maps b h w d; words: b m e, None without text (then the logits are those of the classes)."""

@@ -42,12 +42,17 @@ class Meta:
 
 
 def manager(
-  folder: pathlib.Path | str, keep: int = 1, keep_every: int | None = None, params_only: bool = False
+  folder: pathlib.Path | str,
+  keep: int = 1,
+  keep_every: int | None = None,
+  params_only: bool = False,
+  writing_gb: float = 96,
 ) -> ocp.CheckpointManager:
   """Builds every CheckpointManager there is: readers and writers must agree about names on disk.
 
   Keeps the newest `keep` checkpoints and those at multiples of `keep_every` steps. `params_only`: a reader that may
-  restore a part of `state`.
+  restore a part of `state`. `writing_gb`: arrays that are written at once hold so many gigabytes (each array must fit);
+  while it is written an array takes its memory a second time.
   """
   preserve = [checkpoint_managers.LatestN(keep)]
   if keep_every:
@@ -58,7 +63,7 @@ def manager(
     enable_async_checkpointing=True,
     read_only=params_only,
   )
-  state = ocp.PyTreeCheckpointHandler() if params_only else ocp.StandardCheckpointHandler()
+  state = ocp.PyTreeCheckpointHandler() if params_only else ocp.StandardCheckpointHandler(save_concurrent_gb=writing_gb)
   return ocp.CheckpointManager(
     pathlib.Path(folder).resolve(), options=options, item_handlers={"state": state, "meta": ocp.JsonCheckpointHandler()}
   )

@@ -48,7 +48,7 @@ class TrainConfig:
   eval_every: int | None = None  # None: only at the end
   evaluate_ema: bool = False  # evaluate the running average instead of the parameters (the authors do not)
   skip_limit: float = 0.01  # fraction of broken records that stops the run
-  init_from: str | None = None  # folder of a run whose parameters a fresh run starts from
+  init_from: str | None = None  # what a fresh run starts from: a run, or weight files (initialise.py)
 
 
 class Feed(Protocol):

@@ -6,13 +6,15 @@ is another `Objective` for the same loop.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 from glipv2_jax import anchors
+from glipv2_jax.convert import from_torch
+from glipv2_jax.convert.from_torch import Weights
 from glipv2_jax.losses import grounding as losses
 from glipv2_jax.models.glipv2 import graphdef, init_params
 from glipv2_jax.models.variants import ModelConfig
@@ -32,12 +34,14 @@ class Objective:
   loss(params, batch, targets, counts, key) -> (loss, terms): of a batch or a microbatch; because the counts are those
     of the global batch, microbatches add up.
   frozen: patterns of parameters that this network never trains.
+  read(files) -> checked weights out of files of PyTorch (convert/from_torch.py), for `init_from`; None: cannot.
   """
 
   init: Callable[[jax.Array], Any]
   targets: Callable[[Batch], tuple[Any, Numbers, Numbers]]
   loss: Callable[[Any, Batch, Any, Numbers, jax.Array], tuple[jax.Array, Numbers]]
   frozen: tuple[str, ...] = ()
+  read: Callable[[Sequence[str]], Weights] | None = None
 
 
 def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
@@ -58,4 +62,5 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
     outputs = nnx.merge(graphdef(model), params)(batch, key)
     return losses.weighted_loss(losses.loss_terms(outputs, batch, found, loss), counts, loss.weights)
 
-  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model))
+  read = functools.partial(from_torch.load, cfg=model)
+  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model), read)

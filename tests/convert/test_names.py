@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from glipv2_jax.convert import names
+from glipv2_jax.convert import from_torch, names, to_torch
 from glipv2_jax.models import variants
 from glipv2_jax.models.glipv2 import abstract_params, param_paths
 from tests import tiny
@@ -52,11 +52,11 @@ def random_params(cfg):
 def test_round_trip(kind):
   cfg = kinds()[kind]
   params = random_params(cfg)
-  state = names.to_torch(params, cfg)
-  back = names.from_torch({f"module.{name}": value for name, value in state.items()}, cfg)
+  state = to_torch.state_dict(params, cfg)
+  back = from_torch.parameters({f"module.{name}": value for name, value in state.items()}, cfg)
   assert param_paths(back) == param_paths(params)
   jax.tree.map(np.testing.assert_array_equal, params, back)
-  again = names.to_torch(back, cfg)
+  again = to_torch.state_dict(back, cfg)
   assert state.keys() == again.keys()
   for name, value in state.items():
     np.testing.assert_array_equal(value, again[name])
@@ -65,7 +65,7 @@ def test_round_trip(kind):
 def test_layouts_of_joined_and_transposed_tensors():
   cfg = tiny.model()
   params = random_params(cfg)
-  state = names.to_torch(params, cfg)
+  state = to_torch.state_dict(params, cfg)
   d = cfg.text.width
   layer = params["tower"][0]["text_layer"]["attention"]["qkv"]
   prefix = "rpn.head.dyhead_tower.1.attention.self."
@@ -88,20 +88,26 @@ def test_buffers_by_formula():
 
 def test_everything_that_does_not_fit_is_listed():
   cfg = tiny.model()
-  state = names.to_torch(random_params(cfg), cfg)
+  state = to_torch.state_dict(random_params(cfg), cfg)
   state["rpn.resizer.fc.weight"] = np.zeros(1)  # known to be harmless
   del state["language_backbone.body.model.embeddings.position_ids"]  # absent in files of newer transformers
-  names.from_torch(state, cfg)
+  from_torch.parameters(state, cfg)
   del state["rpn.head.bias0"]
   state["rpn.head.log_scale"] = np.zeros(2)
   state["rpn.head.extra"] = np.zeros(2)
   state["rpn.anchor_generator.cell_anchors.0"] = np.zeros((1, 4))
   with pytest.raises(ValueError) as error:
-    names.from_torch(state, cfg)
-  for part in ("4 problems", "missing rpn.head.bias0", "surplus rpn.head.extra", "log_scale is (2,)", "cell_anchors.0"):
+    from_torch.parameters(state, cfg)
+  for part in (
+    "4 differences",
+    "missing rpn.head.bias0",
+    "surplus rpn.head.extra (nearest: rpn.head.bias0)",
+    "log_scale is (2,)",
+    "cell_anchors.0",
+  ):
     assert part in str(error.value)
 
 
 def test_parameters_of_another_network_are_refused():
   with pytest.raises(ValueError, match="tower/0/fusion"):
-    names.to_torch(random_params(kinds()["no fusion"]), tiny.model())
+    to_torch.state_dict(random_params(kinds()["no fusion"]), tiny.model())

@@ -77,6 +77,13 @@ def test_parameter_count(name):
   assert count == PUBLISHED.get(name, count)
 
 
+@pytest.mark.parametrize("name", ["demo", "glipv2_t", "glipv2_b", "dyhead_t"])
+def test_parameters_have_the_type_of_their_updates(name):
+  """A weakly typed initial value (jnp.full of a Python number) turns strong in the first step: a second compilation."""
+  leaves = jax.tree.leaves_with_path(abstract_params(variants.get(name)))
+  assert [jax.tree_util.keystr(path) for path, leaf in leaves if leaf.weak_type] == []
+
+
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_traces_at_full_size(name):
   cfg = variants.get(name)
