@@ -6,6 +6,7 @@ expects `annotations/train.json`, `annotations/val.json` and `images/` in the fo
 
   --config.data.sources.train.annotations='{root}/train/_annotations.coco.json'
   --config.data.sources.train.images='{root}/train'
+  --config.data.sources.train.shots=5 --config.data.sources.train.shots_seed=3    (few-shot: five pictures a class)
 
 `:demo` (the default) trains the small network from scratch on a CPU; `:t` is GLIPv2-T on an accelerator, to be
 started from pre-trained weights with --config.train.init_from=RUN (reference 9.1: lr 1e-5, batch 32, all classes in
@@ -20,6 +21,7 @@ def get_config(arg: str | None = None):
   c = common.base()
   c.data.root = "."
   c.data.sources.train = common.coco_json("{root}/annotations/train.json", "{root}/images", "train")
+  c.data.sources.train.update(shots=0, shots_seed=0)
   c.eval.sources.val = common.coco_json("{root}/annotations/val.json", "{root}/images", "val")
   c.prompt.mode = "all"
   if member == "demo":

@@ -1,145 +1,126 @@
-"""COCO detection metrics of boxes in any data set of COCO form, by pycocotools (reference 8).
+"""COCO detection metrics of boxes and masks in any data set of COCO form (reference 8).
 
-Annotations in, predictions in COCO result form in, numbers out: nothing here knows a network. Two traps are closed:
-pycocotools counts an annotation with id 0 as missed (ids are renumbered from 1), and categories without ground truth
-have no AP (they are listed by name, never averaged in and never NaN).
+Annotations in, predictions in COCO result form in, numbers out: nothing here knows a network. Two traps of the
+official tool are closed: it counts an annotation with id 0 as missed (ids are renumbered from 1), and categories
+without ground truth have no AP (they are listed as None, never averaged in).
 """
 
-import contextlib
-import copy
-import io
-import json
 import math
+import numbers
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-# Names of the twelve numbers of COCOeval.stats for boxes and masks, in its order.
+from eval.curves import curves
+from eval.files import (
+  SHAPES,
+  Source,
+  check_detections,
+  fields,
+  is_box,
+  read_detections,
+  read_json,
+  run_length,
+  unique,
+  warn_of_corners,
+)
+
+# Names of the twelve numbers of COCOeval.stats, in its order.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-IOU_TYPES = {"bbox": "bbox", "segm": "segmentation"}  # -> the field that a prediction must have
+LIMITS = (1, 10, 100)  # detections per category and image
 
 
-def load_annotations(source: str | pathlib.Path | Mapping[str, Any]) -> dict[str, Any]:
+def load_annotations(source: str | pathlib.Path | Mapping[str, Any], iou_type: str = "bbox") -> dict[str, Any]:
   """A COCO annotation file (path, or its content) as a fresh dict, annotation ids renumbered from 1.
 
-  Raises FileNotFoundError or ValueError naming what is missing.
+  'area' (of the box) and 'iscrowd' (0) are filled in where they lack. Raises FileNotFoundError or ValueError naming
+  the file, the annotation and what is wrong with it; warns where boxes look like corners.
   """
+  if iou_type not in SHAPES:
+    raise ValueError(f"iou_type {iou_type!r} is not known; known: {', '.join(SHAPES)}")
   name = "annotations" if isinstance(source, Mapping) else str(source)
-  if isinstance(source, Mapping):
-    content = source
-  else:
-    if not pathlib.Path(source).is_file():
-      raise FileNotFoundError(f"annotation file {name} does not exist; give the path of a COCO-format JSON file")
-    try:
-      content = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-      raise ValueError(f"annotation file {name} is not JSON: {error}") from error
+  content = source if isinstance(source, Mapping) else read_json(source, "annotation file")
   for key in ("images", "annotations", "categories"):
-    if key not in content:
+    if not isinstance(content, Mapping) or key not in content:
       raise ValueError(f"{name} has no {key!r}; a COCO detection file has images, annotations and categories")
-  images = {image["id"] for image in content["images"]}
+  for key, what, needed in (("images", "image", ("id",)), ("categories", "category", ("id", "name"))):
+    ids = [fields(item, i, f"{key} of {name}", *needed)[0] for i, item in enumerate(content[key])]
+    for i, item in enumerate(ids):
+      if not isinstance(item, numbers.Integral):
+        raise ValueError(f"{name}: {what} {i} has id {item!r}; ids are whole numbers")
+    unique(ids, name, what)
+  unique([item["id"] for item in content["annotations"] if "id" in item], name, "annotation")
+  sizes = image_sizes(content)
   categories = {category["id"] for category in content["categories"]}
   annotations = []
   for i, annotation in enumerate(content["annotations"]):
-    if annotation["image_id"] not in images:
-      raise ValueError(f"annotation {i} of {name} is on image {annotation['image_id']!r}, which 'images' does not list")
-    if annotation["category_id"] not in categories:
-      raise ValueError(f"annotation {i} of {name} has category {annotation['category_id']!r}, which 'categories' lacks")
-    if "bbox" not in annotation:
-      raise ValueError(f"annotation {i} of {name} has no 'bbox'; add x, y, width, height in pixels")
+    image_id, category_id, box = fields(annotation, i, f"annotations of {name}", "image_id", "category_id", "bbox")
+    if image_id not in sizes:
+      raise ValueError(f"annotation {i} of {name} is on image {image_id!r}, which 'images' does not list")
+    if category_id not in categories:
+      raise ValueError(f"annotation {i} of {name} has category {category_id!r}, which 'categories' lacks")
+    if not is_box(box) or not all(map(math.isfinite, box)):
+      raise ValueError(f"annotation {i} of {name} has bbox {box!r}; give finite x, y, width, height in pixels")
+    if iou_type == "segm":
+      _check_mask(annotation, i, name, sizes[image_id])
     annotations.append({**annotation, "id": i + 1})
     annotations[-1].setdefault("iscrowd", 0)
-    annotations[-1].setdefault("area", float(annotation["bbox"][2]) * float(annotation["bbox"][3]))
+    annotations[-1].setdefault("area", float(box[2]) * float(box[3]))
+  boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+  warn_of_corners(boxes, [sizes[a["image_id"]] for a in annotations], name)
   return {"images": list(content["images"]), "categories": list(content["categories"]), "annotations": annotations}
 
 
-def check_predictions(
-  annotations: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: str = "bbox"
-) -> None:
-  """Raises ValueError naming the first prediction that cannot be scored, and the remedy."""
-  if iou_type not in IOU_TYPES:
-    raise ValueError(f"iou_type {iou_type!r} is not known; known: {', '.join(IOU_TYPES)}")
-  images = {image["id"] for image in annotations["images"]}
-  categories = {category["id"] for category in annotations["categories"]}
-  for i, prediction in enumerate(predictions):
-    for key in ("image_id", "category_id", "score", IOU_TYPES[iou_type]):
-      if key not in prediction:
-        raise ValueError(f"prediction {i} has no {key!r}; COCO results have image_id, category_id, score and a shape")
-    if prediction["image_id"] not in images:
-      raise ValueError(
-        f"prediction {i} is on image id {prediction['image_id']!r}, which the annotations do not list; "
-        "evaluate against the split that was predicted"
-      )
-    if prediction["category_id"] not in categories:
-      raise ValueError(
-        f"prediction {i} has category id {prediction['category_id']!r}; known ids: {sorted(categories)[:20]}; "
-        "map labels to the category ids of the annotation file"
-      )
-    if not math.isfinite(prediction["score"]):
-      raise ValueError(f"prediction {i} has score {prediction['score']}; scores must be finite numbers")
-    if iou_type == "bbox":
-      box = prediction["bbox"]
-      if len(box) != 4:
-        raise ValueError(f"prediction {i} has a bbox of {len(box)} numbers; give x, y, width, height")
-      if not all(math.isfinite(v) for v in box) or box[2] < 0 or box[3] < 0:
-        raise ValueError(f"prediction {i} has bbox {list(box)}; give finite x, y and width, height of at least 0")
+def image_sizes(annotations: Mapping[str, Any]) -> dict[int, tuple[int, int] | None]:
+  """(height, width) by image id, None where the annotations do not tell."""
+  known = {"height", "width"}
+  return {i["id"]: (i["height"], i["width"]) if known <= i.keys() else None for i in annotations["images"]}
+
+
+def _check_mask(annotation: Mapping[str, Any], i: int, name: str, size: tuple[int, int] | None) -> None:
+  if size is None:
+    raise ValueError(f"{name}: image {annotation['image_id']} has no 'height' and 'width'; masks need them")
+  mask = annotation["segmentation"] if "segmentation" in annotation else None
+  if not mask:
+    raise ValueError(f"annotation {i} of {name} has no 'segmentation'; evaluate boxes (iou_type 'bbox')")
+  if isinstance(mask, Mapping) and tuple(run_length(mask, f"annotation {i} of {name}")["size"]) != size:
+    raise ValueError(
+      f"annotation {i} of {name} has a mask of {list(mask['size'])}, but image {annotation['image_id']} is "
+      f"{list(size)} (height, width)"
+    )
 
 
 def evaluate_boxes(
-  annotations: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: str = "bbox"
+  annotations: str | pathlib.Path | Mapping[str, Any],
+  predictions: Source,
+  iou_type: str = "bbox",
+  *,
+  engine: str | None = None,
 ) -> dict[str, Any]:
-  """AP, AP50, AP75, APs/m/l, AR1/10/100, ARs/m/l as COCOeval defines them, and AP per category.
+  """AP, AP50, AP75, APs/m/l, AR1/10/100, ARs/m/l as COCOeval defines them, of boxes or masks, and AP per category.
 
-  `annotations` from `load_annotations`; `predictions` in COCO result form: {image_id, category_id, score, bbox =
-  [x, y, x2 - x1 + 1, y2 - y1 + 1]} in pixels of the original image. Numbers are fractions; a size class without
-  ground truth is None. 'per_category' maps names to {AP, AP50}; 'absent_categories' names those without ground truth.
-  Raises ValueError as `check_predictions`.
+  `annotations`: a file, its content, or what `load_annotations` gave; `predictions`: a file or its records in COCO
+  result form, {image_id, category_id, score, bbox = [x, y, x2 - x1 + 1, y2 - y1 + 1] or segmentation} in pixels of
+  the original image; `engine` as in `eval.curves`. Numbers are fractions; a size class without ground truth is None.
+  'per_category' maps names to {AP, AP50}, to None where the category has no ground truth. Raises ValueError as
+  `load_annotations`, `read_detections` and `check_detections`.
   """
-  check_predictions(annotations, predictions, iou_type)
-  with contextlib.redirect_stdout(io.StringIO()):
-    truth = COCO()
-    truth.dataset = copy.deepcopy(dict(load_annotations(annotations)))
-    truth.createIndex()
-    evaluation = COCOeval(truth, _results(truth, predictions, iou_type), iou_type)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-  result: dict[str, Any] = {name: _number(value) for name, value in zip(STATS, evaluation.stats, strict=True)}
-  result["per_category"], result["absent_categories"] = _per_category(truth, evaluation)
-  return result
+  truth = load_annotations(annotations, iou_type)
+  detections = read_detections(predictions, iou_type)
+  names = category_names(truth["categories"])
+  check_detections(detections, image_sizes(truth), names)
+  found = curves(truth, detections, iou_type, LIMITS, engine=engine)
+  precisions = [found.average_precision(threshold) for threshold in (None, 0, 5)]
+  precisions += [found.average_precision(size=size) for size in (1, 2, 3)]
+  recalls = [found.average_recall(limit=limit) for limit in (0, 1, 2)]
+  recalls += [found.average_recall(size) for size in (1, 2, 3)]
+  stats = dict(zip(STATS, precisions + recalls, strict=True))
+  return {**stats, "per_category": {names[k]: numbers for k, numbers in found.per_category().items()}}
 
 
-def _results(truth: COCO, predictions: Sequence[Mapping[str, Any]], iou_type: str) -> COCO:
-  if predictions:
-    return truth.loadRes([dict(p) for p in predictions])
-  empty = COCO()  # loadRes cannot take an empty list
-  empty.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
-  empty.createIndex()
-  return empty
-
-
-def _number(value: float) -> float | None:
-  return None if value < 0 else float(value)  # COCOeval's -1: no ground truth of this kind
-
-
-def _per_category(truth: COCO, evaluation: COCOeval) -> tuple[dict[str, dict[str, float]], list[str]]:
-  precision = evaluation.eval["precision"][:, :, :, 0, -1]  # threshold, recall, category; all sizes, most detections
-  present, absent = {}, []
-  names = _category_names(truth.dataset["categories"])
-  for k, category_id in enumerate(evaluation.params.catIds):
-    values = precision[:, :, k]
-    if not (values > -1).any():
-      absent.append(names[category_id])
-    else:
-      present[names[category_id]] = {"AP": float(np.mean(values)), "AP50": float(np.mean(values[0]))}
-  return present, absent
-
-
-def _category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
   """Names by id; a name that several categories share gets its id appended, so that no number is lost."""
   names = [category["name"] for category in categories]
   return {c["id"]: c["name"] if names.count(c["name"]) == 1 else f"{c['name']} (id {c['id']})" for c in categories}

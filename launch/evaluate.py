@@ -1,6 +1,7 @@
-"""`glipv2 evaluate`: scores a checkpoint on the evaluation sources of its configuration.
+"""`glipv2 evaluate`: scores a checkpoint on the evaluation sources of its configuration, or files of any detector.
 
   glipv2 evaluate --checkpoint runs/demo --out metrics.json
+  glipv2 evaluate --task coco --annotations instances.json --predictions results.json --iou-type segm --out metrics.json
 
 Detection sources give COCO's AP, grounding sources Recall@1, 5, 10. Several hosts: --coordinator=HOST:PORT
 --process_count=N --process_id=I on each; all predict, process 0 scores and writes.
@@ -11,11 +12,14 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
+from eval import tasks
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint
 from launch import experiment, predicting, scoring
@@ -23,18 +27,21 @@ from launch import experiment, predicting, scoring
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; mistakes of the user end with one line and status 1."""
-  options = _parser().parse_args(argv)
+  parser = _parser()
+  options = parser.parse_args(argv)
+  if (options.task is None) == (options.checkpoint is None):
+    parser.error("give --checkpoint DIR, or --task NAME with --annotations and --predictions")
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
   try:
     if options.coordinator is not None:
       jax.distributed.initialize(options.coordinator, options.process_count, options.process_id)
-    report = run(options)
-  except (OSError, ValueError, TypeError, checkpoint.CheckpointMismatch) as error:
+    report = run(options) if options.task is None else score_files(options)
+  except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
     print(f"glipv2 evaluate: {error}", file=sys.stderr)
     return 1
   if report:
-    print(scoring.table(report))
+    print(scoring.table(report) if options.task is None else headline(report))
     if options.out is not None:
       options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
   return 0
@@ -42,9 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog="glipv2 evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="glipv2 evaluate",
+    description=__doc__,
+    epilog=f"tasks:\n{tasks.usage()}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run folder")
+  parser.add_argument("--checkpoint", metavar="DIR", help="run folder")
+  parser.add_argument("--task", choices=tasks.TASKS, metavar="NAME", help="score files instead; see below")
+  parser.add_argument("--annotations", nargs="+", default=[], metavar="FILE", help="ground truth of the task")
+  parser.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help="what a detector predicted")
+  parser.add_argument("--iou-type", choices=("bbox", "segm"), help="boxes (default) or masks")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the metrics as JSON")
   parser.add_argument(
     "--ema",
@@ -83,6 +97,26 @@ def run(options: argparse.Namespace) -> dict:
   predictor = predicting.Predictor(trained.model, trained.infer, mesh)
   report = scoring.evaluate(predictor, params, data, cfg, quiet=jax.process_index() > 0)
   return {"step": meta.step, "ema": ema, **report} if report else {}
+
+
+def score_files(options: argparse.Namespace) -> dict[str, Any]:
+  """The metrics of `--task` (eval/tasks.py); what is odd about the files goes to standard error."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", UserWarning)
+    report = tasks.score(options.task, options.annotations, options.predictions, options.iou_type)
+  for warning in caught:
+    print(f"glipv2 evaluate: warning: {warning.message}", file=sys.stderr)
+  return report
+
+
+def headline(report: Mapping[str, Any]) -> str:
+  """The flat numbers of a report, one a line."""
+  flat = {key: value for key, value in report.items() if not isinstance(value, Mapping)}
+  width = max(map(len, flat))
+  shown = {
+    key: f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value for key, value in flat.items()
+  }
+  return "\n".join(f"{key:<{width}}  {value}" for key, value in shown.items())
 
 
 if __name__ == "__main__":

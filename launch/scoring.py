@@ -168,7 +168,7 @@ def score_detection(
   """COCO metrics; for a source with classes that training never shows also their own mean, 'unseen_AP' and so on."""
   metrics = coco.evaluate_boxes(annotations, coco_results(predictions, ids, max_detections))
   per_category = metrics["per_category"]
-  unseen = [per_category[name] for name in getattr(source, "unseen_classes", ()) if name in per_category]
+  unseen = [per_category[name] for name in getattr(source, "unseen_classes", ()) if per_category.get(name)]
   means = {f"unseen_{name}": float(np.mean([m[name] for m in unseen])) for name in ("AP", "AP50")} if unseen else {}
   return {**metrics, **means}
 

@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from pipelines import fewshot
 from pipelines.records import BadRecord, Example
 
 _FIRST = 20  # so many pictures are looked for at start-up, to tell a wrong folder from a missing file
@@ -85,6 +86,8 @@ class CocoJson:
     name: str = "coco_json",
     keep_empty: bool = False,
     class_names: tuple[str, ...] = (),
+    shots: int = 0,
+    shots_seed: int = 0,
   ):
     """Reads the index.
 
@@ -94,6 +97,9 @@ class CocoJson:
       name: of this data set, for messages and counts.
       keep_empty: keep pictures without objects.
       class_names: replaces the names of the classes, in order of their ids.
+      shots: so many pictures of each class only (0: all), from the prepared few-shot file beside `annotations` or
+        drawn by the same rule (pipelines/fewshot.py).
+      shots_seed: of the draw; 0 takes the pictures in order of their ids.
 
     Raises:
       FileNotFoundError, ValueError: the file or folder is missing or the annotation is inconsistent.
@@ -101,6 +107,8 @@ class CocoJson:
     path, self.folder = pathlib.Path(annotations), os.fspath(images)
     if not os.path.isdir(self.folder):
       raise FileNotFoundError(f"image folder {self.folder} does not exist; set `images` to the folder of the pictures")
+    prepared = fewshot.prepared_file(path, shots, shots_seed) if shots else None
+    path = prepared or path
     content = _load(path)
     self.name = name
     self.category_ids, self.classes = _categories(path, content, class_names)
@@ -108,6 +116,8 @@ class CocoJson:
     self._read_boxes(path, content["annotations"])
     if not keep_empty:
       self._leave_out_empty()
+    if shots and not prepared:
+      self._draw(shots, shots_seed)
     if not len(self):
       raise ValueError(f"{path} has no picture to use ({len(content['images'])} listed, keep_empty={keep_empty})")
     self._find_first()
@@ -144,6 +154,11 @@ class CocoJson:
   def _leave_out_empty(self) -> None:
     counts = np.diff(np.concatenate([[0], np.cumsum(~self._tiny)])[self._box_ends])
     self._indices = np.flatnonzero(counts)
+
+  def _draw(self, shots: int, seed: int) -> None:
+    order = self._indices[np.argsort(self.image_ids[self._indices])]
+    classes = [self._labels[self._box_ends[i] : self._box_ends[i + 1]].tolist() for i in order]
+    self._indices = order[fewshot.draw(classes, shots, seed)]
 
   def _find_first(self) -> None:
     first = [self._file(i) for i in self._indices[:_FIRST]]
