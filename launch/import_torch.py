@@ -87,6 +87,8 @@ def configuration(variant: str, tokenizer: str | None = None) -> dict:
     c = pretrain.get_config("b" if cfg.text is not None and cfg.text.kind == "clip" else "t")
   c.model.variant = variant
   c.model.compute_dtype = "float32"
+  c.model.mlm, c.model.inter_dim = cfg.mlm, cfg.inter_dim  # heads of training that no released file has
+  c.loss.weights.mlm = c.loss.weights.inter = 0.0
   c.data.max_tokens = cfg.max_tokens
   c.train.evaluate_ema = False
   if tokenizer is not None:

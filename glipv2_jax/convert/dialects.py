@@ -59,11 +59,12 @@ MMDET_IMAGE = (
   *((f"fpn/layer{k}", f"neck.fpn_convs.{k - 2}.conv", "conv") for k in (2, 3, 4)),
   *((f"fpn/{p}", f"neck.fpn_convs.{k}.conv", "conv") for p, k in (("p6", 3), ("p7", 4))),
 )
+MMDET_LACKS = ("head/cls_logits", "mlm/", "inter/")
 MMDET_HEAD = {".DyConv.": ".dyconvs.", ".AttnConv.": ".attnconv."}
 
 
 def _mmdet(cfg: ModelConfig) -> Dialect:
-  glip = tuple(row for row in names.table(cfg) if row[0] != "head/cls_logits")
+  glip = tuple(row for row in names.table(cfg) if not row[0].startswith(MMDET_LACKS))
   head = _moved(glip, "rpn.", "bbox_head.")
   for old, new in MMDET_HEAD.items():
     head = tuple((ours, theirs.replace(old, new), kind) for ours, theirs, kind in head)

@@ -302,6 +302,8 @@ def test_mmdetection_names():
   ours = values(random_state())
   for path, value in weights.arrays():
     np.testing.assert_array_equal(value, ours[path])
+  heads = dataclasses.replace(CFG, mlm=True, inter_dim=8)  # of training, unknown to MMDetection
+  assert to_torch.state_dict(random_params(heads), heads, "mmdet").keys() == state.keys()
   with pytest.raises(ValueError, match="BERT"):
     to_torch.state_dict(random_params(clip_model()), clip_model(), "mmdet")
 

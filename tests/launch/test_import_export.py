@@ -16,7 +16,7 @@ from glipv2_jax.models import variants
 from glipv2_jax.models.glipv2 import abstract_params
 from glipv2_jax.train import checkpoint, objective, optim, state
 from glipv2_jax.train.initialise import initialise
-from launch import cli
+from launch import cli, experiment, import_torch
 from tests import tiny
 
 TOKENS = 64
@@ -62,6 +62,13 @@ def run(*arguments):
 
 def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", ["demo", "dyhead_t", "glip_t", "glip_l", "glipv2_b"])
+def test_the_configuration_describes_the_imported_network(name):
+  """Else the checkpoint would be refused as that of another network."""
+  described = experiment.from_tree(import_torch.configuration(name)).model
+  assert described == dataclasses.replace(variants.get(name), remat=described.remat)
 
 
 def test_in_and_out_again_is_bit_exact(weights, params, tmp_path, capsys):
