@@ -116,9 +116,10 @@ INTER = (
 )
 # Heads that only training uses: a file to start from may lack them.
 TRAINING_HEADS = r"rpn\.(head\.mlm_head|loss_evaluator)\..*"
-# Found in released files, without meaning for the network (reference 10; golden/glip README). The last one is the same
-# tensor as mlm_head.decoder.bias.
-IGNORED = (r"rpn\.resizer\..*", r".*\.pooler\..*", r"rpn\.head\.mlm_head\.bias")
+# Entries that repeat another one: written, and not read.
+COPIES = {"rpn.head.mlm_head.bias": "rpn.head.mlm_head.decoder.bias"}
+# Found in released files, without meaning for the network (reference 10; golden/glip README).
+IGNORED = (r"rpn\.resizer\..*", r".*\.pooler\..*", *map(re.escape, COPIES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ def state_dict(params: dict, cfg: ModelConfig, naming: str = "glip") -> dict[str
     if value.shape != tuple(entry.shape):
       raise ValueError(f"{entry.path} has shape {value.shape}, this network has {entry.shape}")
     state.update(zip(entry.names, entry.to_torch(value), strict=True))
+  state |= {copy: state[original].copy() for copy, original in names.COPIES.items() if original in state}
   return state | names.buffers(cfg, dialect.buffers)
 
 

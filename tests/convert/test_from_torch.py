@@ -167,6 +167,9 @@ def test_training_starts_from_a_network_without_its_heads(tmp_path, caplog):
     weights = objective.grounding(cfg, LossConfig()).read([tmp_path / "glip.safetensors"])
   assert {path.split("/")[0] for path in weights.fresh} == {"mlm", "inter"}
   assert "missing, allowed" in caplog.text and "shallow_log_scale" in caplog.text
+  state = random_state(cfg)  # the authors hold the decoder's bias under two names
+  np.testing.assert_array_equal(state["rpn.head.mlm_head.bias"], state["rpn.head.mlm_head.decoder.bias"])
+  assert from_torch.check({"file": state}, cfg).fresh == ()
 
 
 def test_another_window_only_when_asked():
