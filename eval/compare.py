@@ -22,6 +22,8 @@ _TELLING = {
   "AP": "coco",
 }
 _ODINW_SETS = 13  # of the paper's mean
+_BY_SHAPE = ("coco", "lvis", "lvis_fixed")  # boxes and masks have columns of their own
+TASKS = (*_BY_SHAPE, "odinw", "flickr", "phrasecut", "vqa", "captions", "grounded_captions")  # that the paper reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +99,18 @@ def measured(results: Iterable[Result]) -> dict[str, tuple[float, str]]:
 
 
 def _benchmark(result: Result) -> str | None:
+  """What the measures of a result begin with; None where its numbers are not the paper's."""
   numbers, task = result.numbers, result.task
+  if task not in TASKS:
+    return None
   if task == "coco":
     named = "benchmark" in numbers and numbers["benchmark"] == "coco"
     same = "per_category" in numbers and set(numbers["per_category"]) == phrasecut_words.COCO
     return f"coco/{result.shape}" if named or same else None
-  if task in ("lvis", "lvis_fixed"):
-    return f"{task}/{result.shape}"
   if task == "odinw":
-    sets = (
-      [len(run["per_set"]) for run in numbers["runs"].values()]
-      if "runs" in numbers
-      else [numbers["sets"] if "sets" in numbers else 0]
-    )
-    return "odinw" if set(sets) == {_ODINW_SETS} else None
-  return task if task in ("flickr", "phrasecut", "vqa", "captions", "grounded_captions") else None
+    runs = numbers["runs"].values() if "runs" in numbers else [numbers]
+    return "odinw" if {len(run["per_set"]) for run in runs if "per_set" in run} == {_ODINW_SETS} else None
+  return f"{task}/{result.shape}" if task in _BY_SHAPE else task
 
 
 def beside(table: Table, run: Run, setting: str | None = None) -> tuple[str, list[Cell]]:
