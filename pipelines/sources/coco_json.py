@@ -75,8 +75,11 @@ class CocoJson:
   height) are left out too, as the authors train (reference 6.4), unless `keep_empty`: evaluation must keep them.
 
   Attributes:
+    kind: 'detection'.
     classes: names in the order of the category ids; `category_ids` (c,) int64 holds the file's own ids, for results.
   """
+
+  kind = "detection"
 
   def __init__(
     self,
