@@ -108,8 +108,8 @@ def train_batches(
   for source in sources:
     if source.kind not in GROUNDED:
       raise ValueError(
-        f"source {source.name!r} has no boxes (its records are of the kind {source.kind!r}): trained on, they would teach "
-        "that every word is background; let a teacher find boxes first (`glipv2 pseudo-label`) and train on its output"
+        f"source {source.name!r} has no boxes (kind {source.kind!r}): trained on, it would teach that every word names "
+        "background; let a teacher find boxes first (`glipv2 pseudo-label`) and train on what that writes"
       )
   stream = mixture.stream([len(s) for s in sources], [weight for _, weight, _ in cfg.sources], cfg.seed)
   examples = stream.map_with_index(Prepare(sources, words, cfg.prepare(), cfg.seed))

@@ -13,9 +13,9 @@ import zlib
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
+from pipelines.sources.index import check_folder, read_picture
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import faults_as_bad_record
-from pipelines.sources.picture_files import check_folder, read_picture
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,6 +116,5 @@ class CaptionList:
 
 def _files(folder: str) -> set[str]:
   """All files in a folder and its folders, relative to it."""
-  return {
-    os.path.normpath(os.path.join(os.path.relpath(path, folder), file)) for path, _, names in os.walk(folder) for file in names
-  }
+  walk = ((os.path.relpath(path, folder), names) for path, _, names in os.walk(folder))
+  return {os.path.normpath(os.path.join(path, name)) for path, names in walk for name in names}

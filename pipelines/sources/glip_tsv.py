@@ -87,7 +87,9 @@ class GlipTsv:
 
   def _kind_of_first(self) -> str:
     try:
-      return "grounding" if "bboxes" in _caption_row(self._sets[0].label(0, self.name)[1]) else "caption"
+      with faults_as_bad_record(record_name(self.name, 0)):
+        row = _caption_row(self._sets[0].label(0, record_name(self.name, 0))[1])
+      return "grounding" if "bboxes" in row else "caption"
     except BadRecord as error:
       raise ValueError(f"the first row cannot be used: {error}; a detection set needs a `labelmap`") from error
 
@@ -124,7 +126,8 @@ class GlipTsv:
   def _caption(self, row: dict, record: str) -> dict[str, Any]:
     fields: dict[str, Any] = dict(caption=_text_of(row), boxes_xyxy_px=np.zeros((0, 4), np.float32))
     if "text" in row:
-      fields["questions"] = (Question(text(row["text"], "text"), (fields["caption"].removeprefix(row["text"]).strip(),)),)
+      question = text(row["text"], "text")
+      fields["questions"] = (Question(question, (fields["caption"].removeprefix(question).strip(),)),)
     if self.kind == "caption":
       return fields
     boxes, scores, spans = _flat(row)
@@ -151,7 +154,9 @@ class _Set:
     self.classes = _classes(path, files)
     for lines in (self._images, self._sizes):
       if lines is not None and self._row_of_key is None and len(lines) < len(self._labels):
-        raise ValueError(f"{lines.path} has {len(lines)} rows, {self._labels.path} {len(self._labels)}; they must agree")
+        raise ValueError(
+          f"{lines.path} has {len(lines)} rows and {self._labels.path} {len(self._labels)}: give each picture one"
+        )
 
   def __len__(self) -> int:
     return len(self._labels) if self._rows is None else len(self._rows)
@@ -226,8 +231,10 @@ def _line_list(path: pathlib.Path, files: dict[str, str], rows: int) -> np.ndarr
   except ValueError as error:
     raise ValueError(f"{file} needs one row number per line ({error})") from error
   if not len(chosen) or chosen.min() < 0 or chosen.max() >= rows:
-    raise ValueError(f"{file} has to name rows 0..{rows - 1} of the labels; it has {len(chosen)} entries, from "
-                     f"{chosen.min(initial=0)} to {chosen.max(initial=0)}")
+    raise ValueError(
+      f"{file} has to name rows 0..{rows - 1} of the labels; it has {len(chosen)} entries, from "
+      f"{chosen.min(initial=0)} to {chosen.max(initial=0)}"
+    )
   return chosen
 
 

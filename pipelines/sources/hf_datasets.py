@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import inclusive
+from pipelines.sources.index import inclusive, read_picture
 from pipelines.sources.parts import box, faults_as_bad_record, items, mapping, text
-from pipelines.sources.picture_files import read_picture
 
 BOX_FORMATS = ("xywh", "xyxy")
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -69,7 +68,8 @@ class HfDatasets:
     rows = _open(datasets, data, split)
     wanted = [image, caption or objects]
     if absent := [column for column in wanted if column not in rows.column_names]:
-      raise ValueError(f"{data} has no column {absent[0]!r}, only {rows.column_names}; set `image`, `objects`, `caption`")
+      known = f"its columns are {rows.column_names}; set `image` and `objects` or `caption`"
+      raise ValueError(f"{data} has no column {absent[0]!r}; {known}")
     if isinstance(rows.features[image], datasets.Image):
       rows = rows.cast_column(image, datasets.Image(decode=False))
     self._rows = rows.select_columns(wanted)
@@ -133,7 +133,9 @@ def _open(datasets: Any, data: str, split: str) -> Any:
     if suffix not in _READERS:
       raise ValueError(f"{files[0]} is none of {', '.join(_READERS)}")
     return datasets.load_dataset(_READERS[suffix], data_files={split: files}, split=split)
-  except (KeyError, datasets.exceptions.DatasetsError, datasets.exceptions.DatasetGenerationError) as error:
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # each reader of `datasets` has its own (pyarrow's, DatasetGenerationError, KeyError)
     raise ValueError(f"{data} cannot be read as a data set with the split {split!r}: {error}") from error
 
 

@@ -299,16 +299,30 @@ def inclusive(xywh: np.ndarray) -> np.ndarray:
   return np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
 
 
+def check_folder(folder: str, option: str) -> None:
+  """For start-up: raises FileNotFoundError when the image folder that `option` names is missing."""
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"image folder {folder} does not exist; set `{option}` to the folder of the pictures")
+
+
+def read_picture(path: str, record: str) -> bytes:
+  """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
+  if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
+    raise BadRecord("missing_image", record, f"{path}: no such file")
+  try:
+    with open(path, "rb") as stream:
+      return stream.read()
+  except OSError as error:
+    raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+
+
 class Pictures:
   """The image files of a source: one folder, a name in it for each picture."""
 
   def __init__(self, folder: str | os.PathLike, names: Iterable[str], option: str = "images"):
     """Raises FileNotFoundError when the folder is missing."""
     self.folder, self.names, self.option = os.fspath(folder), Strings(names), option
-    if not os.path.isdir(self.folder):
-      raise FileNotFoundError(
-        f"image folder {self.folder} does not exist; set `{option}` to the folder of the pictures"
-      )
+    check_folder(self.folder, option)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -327,11 +341,4 @@ class Pictures:
 
   def read(self, i: int, record: str) -> bytes:
     """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
-    path = self.path(i)
-    if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
-      raise BadRecord("missing_image", record, f"{path}: no such file")
-    try:
-      with open(path, "rb") as stream:
-        return stream.read()
-    except OSError as error:
-      raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+    return read_picture(self.path(i), record)

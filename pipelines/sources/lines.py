@@ -47,10 +47,11 @@ class Lines:
     if self._file is None:
       self._file = open(self.path, "rb", buffering=0)
     data = os.pread(self._file.fileno(), before + end - begin, begin - before)
-    line = data[before:].rstrip(b"\r\n")
-    if len(data) < before + end - begin or (before and data[:1] != b"\n") or b"\n" in line:
+    line = data[before:].removesuffix(b"\n")
+    ends = end == self._begins[-1] or data[-1:] == b"\n"
+    if len(data) < before + end - begin or (before and data[:1] != b"\n") or b"\n" in line or not ends:
       raise ValueError(f"no line begins and ends at the bytes {begin} and {end} of {self.path}; the file was changed")
-    return line
+    return line.removesuffix(b"\r")
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_file": None}

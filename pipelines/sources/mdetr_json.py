@@ -1,4 +1,4 @@
-"""Grounding data in MDETR's json form: GoldG (`final_flickr_*`, `final_mixed_*`), RefCOCO/+/g and PhraseCut in that form.
+"""Grounding data in MDETR's json form: GoldG (`final_flickr_*`, `final_mixed_*`), and RefCOCO/+/g so converted.
 
 Like COCO's, but an entry of `images` is one text about a picture (`caption`), so several share a file, and an
 annotation has the character ranges that name it (`tokens_positive`). Categories mean nothing and may be missing.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.records import BadRecord, Example, Span, record_name
-from pipelines.sources.index import inclusive
+from pipelines.sources.index import check_folder, inclusive, read_picture
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import (
   box,
@@ -27,7 +27,6 @@ from pipelines.sources.parts import (
   side,
   text,
 )
-from pipelines.sources.picture_files import check_folder, read_picture
 from pipelines.sources.spans import read_spans
 
 _SEPARATOR = " . "  # between phrases, as in that form's reader
@@ -160,8 +159,10 @@ def _label_map(path: pathlib.Path) -> tuple[str, ...]:
   try:
     numbers = {int(number): name for number, name in content.items()}
   except (AttributeError, ValueError) as error:
-    raise ValueError(f"{path} needs numbers as keys, {{\"0\": \"person\", ...}}; found {content!r:.80}") from error
+    raise ValueError(f'{path} needs numbers as keys, {{"0": "person", ...}}; found {content!r:.80}') from error
   if not numbers or sorted(numbers) != list(range(len(numbers))):
-    raise ValueError(f"{path}: the class numbers have to be 0..{len(numbers) - 1} without a gap; found {sorted(numbers)}")
+    raise ValueError(
+      f"{path}: the class numbers have to be 0..{len(numbers) - 1} without a gap; found {sorted(numbers)}"
+    )
   check_names(path, numbers.values())
   return tuple(numbers[i] for i in range(len(numbers)))

@@ -67,6 +67,8 @@ class TfdsData:
         "data set with file_format='array_record', or convert it (`tfds convert_format`)"
       ) from error
     features = builder.info.features
+    if image not in features:
+      raise ValueError(f"{data} has no feature {image!r}; set `image` to one of {list(features)}")
     self.classes = () if caption else _classes(data, features, objects)
     if caption and _at(features, self._caption) is None:
       raise ValueError(f"{data} has no feature {caption!r}; set `caption` to one of {list(features)}")

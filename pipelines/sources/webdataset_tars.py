@@ -55,6 +55,7 @@ class WebdatasetTars:
     self.left_out = sum(int(left_out) for _, left_out in tables)
     self._places = np.concatenate([places for places, _ in tables])
     self._ends = np.cumsum([len(places) for places, _ in tables])
+    self._versions = [_version(path) for path in self._shards]
     if not len(self):
       wanted = f".json (for caption_key={caption_key!r})" if caption_key else ".txt (set `caption_key` to use .json)"
       raise ValueError(f"{shards}: no pair of a picture and a {wanted} in {len(self._shards)} shards")
@@ -73,10 +74,10 @@ class WebdatasetTars:
     if self._file[1] != shard:
       self._close()
       self._file = (open(self._shards[shard], "rb", buffering=0), shard)
-    data = os.pread(self._file[0].fileno(), size, begin)
-    if len(data) < size:
-      raise ValueError(f"{self._shards[shard]} ends inside a member; it was changed since it was indexed")
-    return data
+      if _version(self._file[0].fileno()) != self._versions[shard]:
+        self._close()
+        raise ValueError(f"{self._shards[shard]} was changed since it was indexed; start again")
+    return os.pread(self._file[0].fileno(), size, begin)
 
   def caption(self, index: int) -> str:
     """The text of a record, without its picture. Raises BadRecord('broken_annotation' or 'empty_caption')."""
@@ -101,6 +102,7 @@ class WebdatasetTars:
   def _close(self) -> None:
     if self._file[0] is not None:
       self._file[0].close()
+    self._file = (None, -1)
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_file": (None, -1)}
@@ -113,8 +115,7 @@ class WebdatasetTars:
 def _members(path: str, text_suffix: str, folder: pathlib.Path) -> tuple[np.ndarray, int]:
   """Begin and size of picture and text of each pair (n 4 int64), and how many members were left out; remembered in
   `folder` under a name that depends on the shard's path, size and time, so that a new version is read anew."""
-  status = os.stat(path)
-  version = f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {text_suffix}"
+  version = f"{os.path.abspath(path)} {_version(path)} {text_suffix}"
   known = folder / f"{pathlib.Path(path).stem}.{hashlib.blake2b(version.encode(), digest_size=8).hexdigest()}.npz"
   try:
     with np.load(known) as kept:
@@ -129,6 +130,12 @@ def _members(path: str, text_suffix: str, folder: pathlib.Path) -> tuple[np.ndar
   except OSError as error:
     _LOG.warning("%s cannot be written (%s): the shard is indexed again next time; set `index`", known, error)
   return places, left_out
+
+
+def _version(path: str | int) -> tuple[int, int]:
+  """Size and time of a file, which change with it."""
+  status = os.stat(path)
+  return status.st_size, status.st_mtime_ns
 
 
 def scan(path: str, text_suffix: str) -> tuple[np.ndarray, int]:

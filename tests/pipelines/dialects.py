@@ -60,7 +60,8 @@ def write_mdetr(folder, **parts):
 
 
 SENTENCES = {
-  8000000001: "[/EN#1/people A man] with [/EN#2/other/scene a hat] waves at [/EN#0/notvisual him] .\n# 8 [/EN#3/scene a park]\n",
+  8000000001: "[/EN#1/people A man] with [/EN#2/other/scene a hat] waves at [/EN#0/notvisual him] .\n"
+  "# 8 [/EN#3/scene a park]\n",
   12: "[/EN#4/people Two dogs # 8] and [/EN#4/people the dogs]\n",
 }
 BOXES = {
@@ -167,7 +168,10 @@ def write_odvg(folder, lines=None):
 
 def write_odvg_detection(folder, instances=None):
   write_pictures(folder, 1)
-  instances = instances or [{"bbox": [1, 2, 11, 12], "label": 1, "category": "dog"}, {"bbox": [0, 0, 30, 20], "label": 0}]
+  instances = instances or [
+    {"bbox": [1, 2, 11, 12], "label": 1, "category": "dog"},
+    {"bbox": [0, 0, 30, 20], "label": 0},
+  ]
   row = {"filename": "0.png", "height": 20, "width": 30, "detection": {"instances": instances}}
   (folder / "d.jsonl").write_text(json.dumps(row) + "\n\n")
   (folder / "map.json").write_text('{"1": "dog", "0": "cat"}')
@@ -239,9 +243,11 @@ def write_tar(path, members):
 
 def write_tars(folder):
   for shard in range(2):
-    pairs = range(10 * shard, 10 * shard + 3)
-    parts = [[(f"./x/{i}.PNG", picture(i)), (f"./x/{i}.txt", f" text {i}\n".encode()), (f"./x/{i}.json", b"{}")] for i in pairs]
-    write_tar(folder / f"{shard:05d}.tar", [member for part in parts for member in part])
+    members = []
+    for i in range(10 * shard, 10 * shard + 3):
+      parts = (".PNG", picture(i)), (".txt", f" text {i}\n".encode()), (".json", b'{"text": "of json"}')
+      members += [(f"./x/{i}{suffix}", data) for suffix, data in parts]
+    write_tar(folder / f"{shard:05d}.tar", members)
   return dict(shards=str(folder / "*.tar"))
 
 

@@ -1,4 +1,4 @@
-"""What all sources of texts have in common: random access, pickling, captions without pictures, and no byte that breaks them."""
+"""What all sources of texts have in common: random access, pickles, captions without pictures, no byte breaks them."""
 
 import pathlib
 import signal
@@ -42,8 +42,8 @@ def fuzz(data: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_byte_breaks_a_source(tmp_path, name):
-  """A mutated annotation file is refused at start-up, or its records are BadRecords or well-formed; nothing hangs and no
-  other exception comes out."""
+  """A mutated annotation file is refused at start-up, or its records are BadRecords or well-formed: nothing hangs and
+  no other exception comes out."""
   options = WRITERS[name][1](tmp_path)
   files = [p for p in sorted(tmp_path.rglob("*")) if p.suffix in ANNOTATIONS and not p.name.startswith("x")]
   originals = {path: path.read_bytes() for path in files}
