@@ -337,6 +337,17 @@ def check_folder(folder: str | os.PathLike, option: str = "images") -> None:
     raise FileNotFoundError(f"image folder {folder} does not exist; set `{option}` to the folder of the pictures")
 
 
+def read_picture(path: str, record: str) -> bytes:
+  """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
+  if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
+    raise BadRecord("missing_image", record, f"{path}: no such file")
+  try:
+    with open(path, "rb") as stream:
+      return stream.read()
+  except OSError as error:
+    raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+
+
 class Pictures:
   """The image files of a source: one folder, a name in it for each picture."""
 
@@ -352,6 +363,14 @@ class Pictures:
     """The file of picture i."""
     return os.path.join(self.folder, self.names[i])
 
+  def any_exists(self, used: Sequence[int]) -> bool:
+    """Whether one of the first pictures in use is there."""
+    return any(os.path.isfile(self.path(i)) for i in used[:_FIRST])
+
+  def check(self, used: Sequence[int]) -> None:
+    """For start-up: raises FileNotFoundError when none of the first pictures in use exists."""
+    self.found(self.folder, [self.names], used, self.option)
+
   @staticmethod
   def found(
     folder: str | os.PathLike, forms: Iterable[Sequence[str]], used: Sequence[int], option: str = "images"
@@ -362,10 +381,9 @@ class Pictures:
     tried = []
     for names in forms:
       pictures = Pictures(folder, names, option)
-      first = [pictures.path(i) for i in used[:_FIRST]]
-      if any(map(os.path.isfile, first)):
+      if pictures.any_exists(used):
         return pictures
-      tried.append(first[0])
+      tried.append(pictures.path(used[0]))
     raise FileNotFoundError(
       f"none of the first {len(used[:_FIRST])} pictures exists, for example {' or '.join(dict.fromkeys(tried))}; "
       f"check `{option}`"
@@ -373,11 +391,4 @@ class Pictures:
 
   def read(self, i: int, record: str) -> bytes:
     """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
-    path = self.path(i)
-    if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
-      raise BadRecord("missing_image", record, f"{path}: no such file")
-    try:
-      with open(path, "rb") as stream:
-        return stream.read()
-    except OSError as error:
-      raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+    return read_picture(self.path(i), record)
