@@ -36,10 +36,10 @@ class _Captions:
     unique(path, self._image_ids, "image")
     owner = positions(path, np.array(self._images, np.int64), self._image_ids, "image")
     self._images, self._text_ids = owner.astype(np.int32), np.array(self._text_ids, np.int64)
-    self._texts, self._pictures = Strings(self._texts), Pictures(images, files)
+    self._texts = Strings(self._texts)
     if not len(self):
       raise ValueError(f"{path} has no caption to use")
-    self._pictures.check(self._images)
+    self._pictures = Pictures.found(images, (files,), self._images)
 
   def __len__(self) -> int:
     return len(self._texts)

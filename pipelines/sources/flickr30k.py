@@ -62,7 +62,6 @@ class Flickr30k:
     if wrong or not ids:
       raise ValueError(f"{folder / split}.txt needs one picture id per line, not {(wrong or ['nothing'])[0]!r:.40}")
     within = os.path.join(images, split)
-    self._pictures = Pictures(within if os.path.isdir(within) else images, (f"{i}.jpg" for i in ids))
     self._image_ids, self._broken = np.array(ids, np.int64), {}
     self._read(folder, ids, merged)
     counts = np.diff(self._ends)
@@ -72,7 +71,10 @@ class Flickr30k:
       raise ValueError(f"no annotation of {folder} can be read; the first: {next(iter(self._broken.values()))}")
     if not len(self):
       raise ValueError(f"{folder}: no sentence of the split {split!r} has a box (keep_empty={keep_empty})")
-    self._pictures.check(self._places[self._rows, 0])
+    names = [f"{i}.jpg" for i in ids]
+    self._pictures = Pictures.found(
+      within if os.path.isdir(within) else images, (names,), self._places[self._rows, 0].tolist()
+    )
 
   def _read(self, folder: pathlib.Path, ids: list[str], merged: bool) -> None:
     """A row for each sentence: picture, line, caption, boxes _ends[row] : _ends[row + 1] with their spans."""

@@ -363,14 +363,6 @@ class Pictures:
     """The file of picture i."""
     return os.path.join(self.folder, self.names[i])
 
-  def any_exists(self, used: Sequence[int]) -> bool:
-    """Whether one of the first pictures in use is there."""
-    return any(os.path.isfile(self.path(i)) for i in used[:_FIRST])
-
-  def check(self, used: Sequence[int]) -> None:
-    """For start-up: raises FileNotFoundError when none of the first pictures in use exists."""
-    self.found(self.folder, [self.names], used, self.option)
-
   @staticmethod
   def found(
     folder: str | os.PathLike, forms: Iterable[Sequence[str]], used: Sequence[int], option: str = "images"
@@ -381,9 +373,10 @@ class Pictures:
     tried = []
     for names in forms:
       pictures = Pictures(folder, names, option)
-      if pictures.any_exists(used):
+      first = [pictures.path(i) for i in used[:_FIRST]]
+      if any(map(os.path.isfile, first)):
         return pictures
-      tried.append(pictures.path(used[0]))
+      tried.append(first[0])
     raise FileNotFoundError(
       f"none of the first {len(used[:_FIRST])} pictures exists, for example {' or '.join(dict.fromkeys(tried))}; "
       f"check `{option}`"

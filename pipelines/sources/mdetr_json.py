@@ -81,11 +81,9 @@ class MdetrJson:
     self._folders = []
     for coco, folder, option in ((False, images, "images"), (True, coco_images, "coco_images")):
       mine = self._coco == coco
-      pictures = Pictures(folder, (texts.files[i] for i in np.flatnonzero(mine)), option) if mine.any() else None
+      names = [texts.files[i] for i in np.flatnonzero(mine)]
       used = self._place[self._rows[mine[self._rows]]]
-      if len(used):
-        pictures.check(used)
-      self._folders.append(pictures)
+      self._folders.append(Pictures.found(folder, (names,), used, option) if len(used) else None)
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -55,8 +55,8 @@ class VqaV2:
     if not len(self):
       raise ValueError(f"{path} has no question")
     self._image_ids, self._image = np.unique(np.array(image_ids, np.int64), return_inverse=True)
-    self._pictures = Pictures(images, (_named(file_name, i) for i in self._image_ids.tolist()))
-    self._pictures.check(self._image)
+    names = [_named(file_name, i) for i in self._image_ids.tolist()]
+    self._pictures = Pictures.found(images, (names,), self._image)
     self._read_answers(pathlib.Path(annotations) if annotations else None)
 
   def _read_answers(self, path: pathlib.Path | None) -> None:

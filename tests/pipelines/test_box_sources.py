@@ -1,4 +1,4 @@
-"""OpenImages, Visual Genome, VOC and ImageNetBoxes, PhraseCut, RefCOCO: what is read, and what is refused at start-up."""
+"""OpenImages, Visual Genome, VOC and ImageNetBoxes, PhraseCut, RefCOCO: what is read and refused."""
 
 import json
 import pickle
