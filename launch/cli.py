@@ -14,6 +14,7 @@ COMMANDS = {
   "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),
   "export-onnx": ("launch.export_onnx", "write a checkpoint as an ONNX file: no JAX where it runs"),
   "export-stablehlo": ("launch.export_stablehlo", "write a checkpoint as StableHLO: only JAX where it runs"),
+  "compile-tpu": ("launch.compile_tpu", "what the training step needs and costs on a TPU slice, without a TPU"),
 }
 
 

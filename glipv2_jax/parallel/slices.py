@@ -1,0 +1,75 @@
+"""TPU slices that one does not have: their chips, and a mesh over them for ahead-of-time compilation.
+
+libtpu (the extra `tpu`) holds the compiler and the description of every slice; no TPU is needed, nothing runs.
+"""
+
+import dataclasses
+import os
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from glipv2_jax.parallel.mesh import make_mesh
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published figures of a chip as JAX sees it, one device; `hbm` is what its compiler lets a program use, in bytes.
+
+  Compiler cycles are those of a core; the two cores of v4 and v5p run the same program on halves of every operation.
+  """
+
+  hbm: int
+  flops: float  # bfloat16 per second
+  hertz: float
+  bandwidth: float  # HBM bytes per second
+
+
+CHIPS = {
+  "TPU v4": Chip(int(30.75 * GIB), 275e12, 1.05e9, 1228e9),
+  "TPU v5 lite": Chip(int(15.75 * GIB), 197e12, 1.5e9, 819e9),
+  "TPU v5": Chip(int(95.74 * GIB), 459e12, 1.75e9, 2765e9),
+  "TPU v6 lite": Chip(int(31.25 * GIB), 918e12, 1.75e9, 1640e9),
+}
+# Without these libtpu asks the network what machine it is on.
+_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+# One device per chip, as on the machines themselves; the description's default is one per core.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+
+
+def slice_mesh(topology: str, data: int = -1, fsdp: int = 1) -> Mesh:
+  """The mesh of `mesh.make_mesh` over the chips of a slice such as 'v5e:16x16' or 'v5p:4x4x4'.
+
+  Raises ValueError for a slice that libtpu does not know and for sizes that do not fit it, ImportError without libtpu.
+  """
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  try:
+    import libtpu  # noqa: F401
+  except ImportError as error:
+    raise ImportError('compiling for TPUs needs their compiler: pip install -e ".[tpu]" (no TPU is needed)') from error
+  try:
+    options = _OPTIONS.get(topology.split(":")[0], {})
+    devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      f"libtpu knows no slice {topology!r} ({str(error).splitlines()[0]}); slices look like v4:4x4x4, v5e:16x16, "
+      "v5p:4x4x4, v6e:8x8"
+    ) from error
+  try:
+    return make_mesh(data, fsdp, devices=devices)
+  except NotImplementedError as error:
+    raise ValueError(
+      f"mesh data={data}, fsdp={fsdp} does not fit the wires of {topology}: a size has to be a product of its sides"
+    ) from error
+
+
+def chip(mesh: Mesh) -> Chip:
+  """Raises ValueError for a kind of chip that is not in the table."""
+  kind = mesh.devices.flat[0].device_kind
+  if kind not in CHIPS:
+    raise ValueError(f"no figures for {kind!r}; known chips: {', '.join(CHIPS)}; add a row to {__name__}.CHIPS")
+  return CHIPS[kind]

@@ -1,0 +1,71 @@
+"""The matrix form of the deformable convolution against the plain one: values and gradients, near, far and outside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glipv2_jax.models import deform, deform_windows
+from glipv2_jax.models.deform import concatenate, places
+
+SHAPES = ((18, 35), (9, 18), (5, 9))  # no side is a multiple of a window
+STARTS = np.cumsum([0, *[h * w for h, w in SHAPES]])
+WHERE = (
+  concatenate([places(SHAPES[l], 1, SHAPES[l], STARTS[l]) for l in (1, 2)]),
+  concatenate([places(SHAPES[l], 1, SHAPES[l], STARTS[l]) for l in range(3)]),
+  concatenate([places(SHAPES[l], 2, SHAPES[l - 1], STARTS[l - 1]) for l in (1, 2)]),
+)
+CELLS = sum(map(len, WHERE))
+
+
+def inputs(reach, c=3, o=4, b=2):
+  r = np.random.default_rng(0)
+  cells, offset = r.normal(size=(b, STARTS[-1], c)), reach * r.normal(size=(b, CELLS, 9, 2))
+  mask, kernels = r.uniform(size=(b, CELLS, 9)), r.normal(size=(3, 3, 3, c, o))
+  return jax.tree.map(jnp.float32, (cells, offset, mask, list(kernels), list(r.normal(size=(3, o)))))
+
+
+@pytest.mark.parametrize("reach,least,most", [(0.5, 0, 0), (2.5, 0.001, 0.1), (20.0, 0.05, 1)])
+def test_equals_the_plain_form_forward_and_backward(reach, least, most):
+  """Offsets that stay in the windows, that sometimes leave them, and that mostly leave the map."""
+  arguments = inputs(reach)
+  far = deform_windows.beyond(concatenate(WHERE), arguments[1]).mean()
+  assert least <= far <= most
+
+  def value_and_gradient(form):
+    def loss(cells, *rest):
+      y = form(cells, WHERE, *rest)
+      return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))(*arguments)
+
+  plain, ours = value_and_gradient(deform.deform_convs), value_and_gradient(deform_windows.deform_convs)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(ours), strict=True):
+    np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(a).max()))
+
+
+def test_near_places_need_no_plain_form():
+  """Offsets of up to three cells, to all sides and wherever a cell lies, stay in its window."""
+  offset = np.broadcast_to(
+    np.float32([[3, 3], [-3, 3], [3, -3], [-3, -3], [0, 0], [1, 2], [2, -3], [0, 3], [-3, 0]]), (1, CELLS, 9, 2)
+  )
+  assert not deform_windows.beyond(concatenate(WHERE), offset).any()
+  assert deform_windows.beyond(concatenate(WHERE), 3 * offset).any()
+
+
+def test_readers_find_the_maps_again():
+  found = deform_windows.readers(WHERE)
+  assert [reader.shape for reader in found] == [*SHAPES[1:], *SHAPES, *SHAPES[1:]]
+  assert [reader.stride for reader in found] == [1] * 5 + [2] * 2
+  assert [reader.kernel for reader in found] == [0] * 2 + [1] * 3 + [2] * 2
+  assert [reader.source for reader in found] == [(*SHAPES[l], STARTS[l]) for l in (1, 2, 0, 1, 2, 0, 1)]
+  assert deform_windows.readers([places((1, 1), 1, (1, 1), 0)])[0].stride == 1
+  assert deform_windows.readers([places((1, 4), 2, (2, 7), 0)])[0].shape == (1, 4)
+  assert deform_windows.readers([places((4, 1), 2, (7, 2), 0)])[0].stride == 2
+
+
+def test_the_mesh_decides():
+  assert deform_windows.form("auto") is deform.deform_convs  # no mesh
+  with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+    assert deform_windows.form("auto") is deform.deform_convs  # a mesh of CPUs
+    assert deform_windows.form("windows") is deform_windows.deform_convs
