@@ -20,6 +20,7 @@ import numpy as np
 
 from glipv2_jax.models import deform
 from glipv2_jax.models.deform import SIDE, TAPS, Places
+from glipv2_jax.parallel.mesh import BATCH
 
 BLOCK = (8, 16)  # cells of a source map per window, without the halo
 HALO = 4
@@ -112,15 +113,23 @@ def deform_convs(
   biases: Sequence[jax.Array],
 ) -> jax.Array:
   """`deform.deform_convs`: the same arguments, the same result. The weights of a place are rounded to cells' dtype."""
-  offset, mask = offset.astype(jnp.float32), mask.astype(jnp.float32)
-  far = beyond(deform.concatenate(where), offset)
-  near = by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
 
-  def add_far(near):
-    nothing = [jnp.zeros_like(bias) for bias in biases]
-    return near + deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+  def on_device(cells, offset, mask, kernels, biases):
+    far = beyond(deform.concatenate(where), offset)
+    near = by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
 
-  return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
+    def add_far(near):
+      nothing = [jnp.zeros_like(bias) for bias in biases]
+      return near + deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+
+    return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
+
+  arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
+  if jax.sharding.get_abstract_mesh().empty:
+    return on_device(*arguments)
+  # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last tap.
+  split = (BATCH, BATCH, BATCH, jax.P(), jax.P())
+  return jax.shard_map(on_device, in_specs=split, out_specs=BATCH, check_vma=False)(*arguments)
 
 
 def beyond(where: Places, offset: jax.Array) -> jax.Array:

@@ -68,6 +68,11 @@ def shape_bytes(shape: str) -> int:
   return sum(math.prod(dims) * bits // 8 for bits, dims in _arrays(shape))
 
 
+def shapes(shape: str) -> list[tuple[int, ...]]:
+  """The dimensions of an array or of all arrays of a tuple."""
+  return [dims for _, dims in _arrays(shape)]
+
+
 def _arrays(shape: str) -> Iterator[tuple[int, tuple[int, ...]]]:
   for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shape)):
     digits = re.search(r"\d+", dtype)

@@ -34,8 +34,13 @@ CHIPS = {
   "TPU v5": Chip(int(95.74 * GIB), 459e12, 1.75e9, 2765e9),
   "TPU v6 lite": Chip(int(31.25 * GIB), 918e12, 1.75e9, 1640e9),
 }
-# Without these libtpu asks the network what machine it is on.
-_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+# Without these libtpu asks the network what machine it is on, and works for one process at a time.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it guards chips, and there are none
+}
 # One device per chip, as on the machines themselves; the description's default is one per core.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 

@@ -7,6 +7,8 @@ import pytest
 
 from glipv2_jax.models import deform, deform_windows
 from glipv2_jax.models.deform import concatenate, places
+from glipv2_jax.parallel import hlo
+from glipv2_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
 SHAPES = ((18, 35), (9, 18), (5, 9))  # no side is a multiple of a window
 STARTS = np.cumsum([0, *[h * w for h, w in SHAPES]])
@@ -66,6 +68,29 @@ def test_readers_find_the_maps_again():
 
 def test_the_mesh_decides():
   assert deform_windows.form("auto") is deform.deform_convs  # no mesh
-  with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+  with jax.set_mesh(make_mesh()):
     assert deform_windows.form("auto") is deform.deform_convs  # a mesh of CPUs
     assert deform_windows.form("windows") is deform_windows.deform_convs
+
+
+def test_on_a_mesh_every_device_works_alone():
+  """Values and gradients of one device; nothing travels but sums of the kernels' gradients, outside of the loops."""
+  arguments, mesh = inputs(2.5, b=4), make_mesh(2, 2, devices=jax.devices()[:4])
+
+  def loss(*arguments):
+    return jnp.sum(jnp.sin(deform_windows.deform_convs(arguments[0], WHERE, *arguments[1:])))
+
+  both = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))
+  alone = jax.jit(both)(*arguments)
+  rows, whole = batch_sharding(mesh), replicated(mesh)
+  with jax.set_mesh(mesh):
+    places = (rows, rows, rows, [whole] * 3, [whole] * 3)
+    program = jax.jit(both, in_shardings=places, out_shardings=(whole, places)).lower(*arguments).compile()
+    together = program(*jax.device_put(arguments, places))
+  for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+    np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(a).max()))
+  text = hlo.Program(program.as_text())
+  travels = [
+    (u.instruction.collective, use.times) for use in text.uses() for u in text.inside(use) if u.instruction.collective
+  ]
+  assert travels and set(travels) == {("all-reduce", 1)}
