@@ -43,9 +43,9 @@ def part_of(trace: tuple[str, ...]) -> str:
 def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
   """JSON-able report of one chip's share of a step. `model_flops`: what the step has to compute on this chip.
 
-  Seconds: the compiler's cycles, and for the instructions that it gives none for (gathers, scatters, sorts, foreign
-  kernels; listed under 'not_estimated') at least the time that their bytes take through the HBM. Collectives and
-  asynchronous copies are taken to run beside the computation; their bytes are listed.
+  Seconds (None where the compiler estimates none, on GPUs): the cycles, and for the instructions that have no estimate
+  (gathers, scatters, sorts, foreign kernels; listed under 'not_estimated') at least the time that their bytes take
+  through the HBM. Collectives and asynchronous copies are taken to run beside the computation; their bytes are listed.
   """
   program = hlo.Program(text)
   cycles, floors, flops = collections.Counter(), collections.Counter(), collections.Counter()
@@ -62,12 +62,12 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
     flops[part] += use.times * program.flops(use)
     if one.cycles is not None:
       cycles[part] += use.times * one.cycles
-    elif (kind := _silent_kind(program, use)) is not None:
+    elif chip.hertz and (kind := _silent_kind(program, use)) is not None:
       size = program.bytes_in(use) + hlo.shape_bytes(one.shape)
       _count(silent, kind, use.times, size)
       floors[part] += use.times * size / chip.bandwidth * chip.hertz
   total, floor = sum(cycles.values()), sum(floors.values())
-  seconds = (total + floor) / chip.hertz
+  seconds = (total + floor) / chip.hertz if chip.hertz else None
   parts = {
     part: {"cycles": cycles[part], "floor_cycles": round(floors[part]), "flops": flops[part]}
     for part in sorted(cycles | floors | flops, key=lambda part: -cycles[part] - floors[part])
@@ -76,7 +76,7 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
     "estimated_cycles": total,
     "floor_cycles": round(floor),
     "estimated_seconds": seconds,
-    "mfu": model_flops / (seconds * chip.flops),
+    "mfu": model_flops / (seconds * chip.flops) if seconds else None,
     "flops": {"model": model_flops, "compiled": sum(flops.values())},
     "parts": parts,
     "not_estimated": silent,
@@ -112,12 +112,13 @@ def _silent_kind(program: hlo.Program, use: hlo.Use) -> str | None:
 
 def memory(analysis: Any, chip: Chip) -> dict[str, Any]:
   """Bytes per chip, from `Compiled.memory_analysis()`. Donated arguments become outputs in place ('aliased')."""
+  whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
   return {
     "arguments": analysis.argument_size_in_bytes,
     "outputs": analysis.output_size_in_bytes,
     "aliased": analysis.alias_size_in_bytes,
     "temporaries": analysis.temp_size_in_bytes,
     "code": analysis.generated_code_size_in_bytes,
-    "peak": analysis.peak_memory_in_bytes,
+    "peak": analysis.peak_memory_in_bytes or whole - analysis.alias_size_in_bytes,
     "limit": chip.hbm,
   }
