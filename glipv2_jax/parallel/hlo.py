@@ -132,21 +132,22 @@ class Program:
 
   # What runs.
 
-  def uses(self) -> list[Use]:
-    """Everything that one execution runs, outside of fusions. Of a conditional, the branch with the most cycles."""
-    return list(self._uses(self.entry, 1))
+  def uses(self, costly: bool = False) -> list[Use]:
+    """Everything that one execution runs, outside of fusions. Of a conditional, the branch with the fewest cycles, or
+    the most."""
+    return list(self._uses(self.entry, 1, max if costly else min))
 
-  def _uses(self, name: str, times: int) -> Iterator[Use]:
+  def _uses(self, name: str, times: int, choose) -> Iterator[Use]:
     for instruction in self.computations[name].values():
       if instruction.opcode == "while":
         trips = self.trips(name, instruction)
-        yield from self._uses(instruction.called, times * trips)
-        yield from self._uses(_condition(instruction), times * (trips + 1))
+        yield from self._uses(instruction.called, times * trips, choose)
+        yield from self._uses(_condition(instruction), times * (trips + 1), choose)
       elif instruction.opcode == "conditional":
-        branches = [list(self._uses(branch, times)) for branch in _branches(instruction)]
-        yield from max(branches, key=lambda uses: sum(u.times * (u.instruction.cycles or 0) for u in uses))
+        branches = [list(self._uses(branch, times, choose)) for branch in _branches(instruction)]
+        yield from choose(branches, key=lambda uses: sum(u.times * (u.instruction.cycles or 0) for u in uses))
       elif instruction.opcode in ("call", "async-start"):
-        yield from self._uses(instruction.called, times)
+        yield from self._uses(instruction.called, times, choose)
       elif instruction.opcode not in FREE and not instruction.opcode.endswith(("-done", "-update")):
         yield Use(instruction, times, name)
 

@@ -46,47 +46,63 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
   Seconds (None where the compiler estimates none, on GPUs): the cycles, and for the instructions that have no estimate
   (gathers, scatters, sorts, foreign kernels; listed under 'not_estimated') at least the time that their bytes take
   through the HBM. Collectives and asynchronous copies are taken to run beside the computation; their bytes are listed.
+  Of a condition the cheaper branch counts; 'at_most' says what the dearer ones come to (places of the deformable
+  convolution that leave their windows in every stage).
   """
   program = hlo.Program(text)
-  cycles, floors, flops = collections.Counter(), collections.Counter(), collections.Counter()
-  silent: dict[str, dict[str, int]] = {}
+  uses = program.uses()
+  cycles, floors, silent = _cycles(program, uses, chip)
+  flops, gathered = collections.Counter(), collections.Counter()
   collectives: dict[str, dict[str, int]] = {}
-  gathered = collections.Counter()
-  for use in program.uses():
-    one, part = use.instruction, part_of(program.source(use))
+  for use in uses:
+    flops[part_of(program.source(use))] += use.times * program.flops(use)
     for inner in program.inside(use):
       if kind := inner.instruction.collective:
-        _count(collectives, kind, use.times, program.collective_bytes(inner))
+        size = program.collective_bytes(inner)
+        _count(collectives, kind, use.times, size)
         if kind == "all-gather":
-          gathered[part, program.collective_bytes(inner), inner.instruction.shape] += use.times
-    flops[part] += use.times * program.flops(use)
-    if one.cycles is not None:
-      cycles[part] += use.times * one.cycles
-    elif chip.hertz and (kind := _silent_kind(program, use)) is not None:
-      size = program.bytes_in(use) + hlo.shape_bytes(one.shape)
-      _count(silent, kind, use.times, size)
-      floors[part] += use.times * size / chip.bandwidth * chip.hertz
-  total, floor = sum(cycles.values()), sum(floors.values())
-  seconds = (total + floor) / chip.hertz if chip.hertz else None
-  parts = {
-    part: {"cycles": cycles[part], "floor_cycles": round(floors[part]), "flops": flops[part]}
-    for part in sorted(cycles | floors | flops, key=lambda part: -cycles[part] - floors[part])
-  }
+          shape = re.sub(r"\{[^}]*\}", "", inner.instruction.shape)
+          gathered[part_of(program.source(use)), size, shape] += use.times
+
+  def totals(cycles, floors):
+    total, floor = sum(cycles.values()), round(sum(floors.values()))
+    seconds = (total + floor) / chip.hertz if chip.hertz else None
+    return {"estimated_cycles": total, "floor_cycles": floor, "estimated_seconds": seconds}
+
+  found = totals(cycles, floors)
+  seconds = found["estimated_seconds"]
   return {
-    "estimated_cycles": total,
-    "floor_cycles": round(floor),
-    "estimated_seconds": seconds,
+    **found,
     "mfu": model_flops / (seconds * chip.flops) if seconds else None,
+    "at_most": totals(*_cycles(program, program.uses(costly=True), chip)[:2]),
     "flops": {"model": model_flops, "compiled": sum(flops.values())},
-    "parts": parts,
+    "parts": {
+      part: {"cycles": cycles[part], "floor_cycles": round(floors[part]), "flops": flops[part]}
+      for part in sorted(cycles | floors | flops, key=lambda part: -cycles[part] - floors[part])
+    },
     "not_estimated": silent,
     "collectives": collectives,
     "all_gathers": [
-      {"part": part, "count": count, "bytes": size, "shape": re.sub(r"\{[^}]*\}", "", shape)}
+      {"part": part, "count": count, "bytes": size, "shape": shape}
       for (part, size, shape), count in sorted(gathered.items())
     ],
-    "loops_of_unknown_length": program.unknown_loops,
+    "loops_of_unknown_length": sorted(set(program.unknown_loops)),
   }
+
+
+def _cycles(program: hlo.Program, uses: list[hlo.Use], chip: Chip):
+  """(cycles by part, floors by part, what has no estimate by kind)."""
+  cycles, floors = collections.Counter(), collections.Counter()
+  silent: dict[str, dict[str, int]] = {}
+  for use in uses:
+    part = part_of(program.source(use))
+    if use.instruction.cycles is not None:
+      cycles[part] += use.times * use.instruction.cycles
+    elif chip.hertz and (kind := _silent_kind(program, use)) is not None:
+      size = program.bytes_in(use) + hlo.shape_bytes(use.instruction.shape)
+      _count(silent, kind, use.times, size)
+      floors[part] += use.times * size / chip.bandwidth * chip.hertz
+  return cycles, floors, silent
 
 
 def _count(table: dict[str, dict[str, int]], kind: str, times: int, size: int) -> None:

@@ -12,8 +12,8 @@ from glipv2_jax.parallel.slices import Chip
 from glipv2_jax.train import profile
 from glipv2_jax.train.flops import count
 
-# A loop of 9 rounds: a fused product, a gather without estimate, an all-gather with its slice; then a copy that has no
-# traceback. Frames: 1 = step.py, 2 = swin.py called by step.py, 3 = pairs.py called by step.py.
+# A loop of 9 rounds: a fused product, a gather without estimate, an all-gather with its slice; then a condition and a
+# copy that has no traceback. Frames: 1 = step.py, 2 = swin.py called by step.py, 3 = pairs.py called by step.py.
 TEXT = (pathlib.Path(__file__).parent / "program.txt").read_text()
 CHIP = Chip(hbm=2**30, flops=1e12, hertz=1e9, bandwidth=1e9)
 
@@ -23,9 +23,10 @@ def test_profile_of_a_program_counted_by_hand():
   product = 2 * 8 * 16 * 32
   gather = 9 * (256 + 32 + 256)  # operands and result, one cycle per byte on this chip
   assert found["loops_of_unknown_length"] == []
-  assert found["estimated_cycles"] == 9 * (100 + 7) + 50
+  assert found["estimated_cycles"] == 9 * (100 + 7) + 3 + 50
+  assert found["at_most"]["estimated_cycles"] == 9 * (100 + 7) + 700 + 50
   assert found["floor_cycles"] == gather
-  assert found["parts"]["swin"] == {"cycles": 9 * 100 + 50, "floor_cycles": gather, "flops": 9 * product}
+  assert found["parts"]["swin"] == {"cycles": 9 * 100 + 3 + 50, "floor_cycles": gather, "flops": 9 * product}
   assert found["parts"]["inter"]["cycles"] == 9 * 7
   assert found["flops"] == {"model": 5000.0, "compiled": 9 * product}
   seconds = (found["estimated_cycles"] + gather) / 1e9
