@@ -18,7 +18,6 @@ def get_config(arg: str | None = None):
   c.model.variant = f"glipv2_{member}"
   c.model.inter_dim = 64
   c.model.mlm = True
-  c.model.loop = True  # one program per canvas: it should compile fast
   c.loss.weights.inter = 1.0
   c.loss.weights.mlm = 1.0
   c.data.sources = common.five_ods()

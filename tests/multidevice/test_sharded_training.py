@@ -1,15 +1,13 @@
 """The whole network on a 2 x 4 mesh with sharded parameters trains like one device, and its checkpoints travel."""
 
-import collections
-
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from glipv2_jax.parallel import hlo, rules
 from glipv2_jax.parallel import mesh as meshes
-from glipv2_jax.train import checkpoint, optim, profile, state, step
+from glipv2_jax.parallel import rules
+from glipv2_jax.train import checkpoint, optim, state, step
 from tests import tiny
 
 STEPS, MORE = 5, 2
@@ -30,7 +28,7 @@ class Machine:
     self.abstract = state.abstract_state(objective.init, optimizer, self.mesh, min_size=64)
     train_step = step.make_train_step(objective, optimizer, self.mesh, self.abstract)
     with jax.set_mesh(self.mesh):
-      self.step = train_step.lower(self.abstract, tiny.batch(0)).compile(compiler_options=QUICK)
+      self._step = train_step.lower(self.abstract, tiny.batch(0)).compile(compiler_options=QUICK)
 
   def first_state(self):
     """Random numbers from NumPy, since compiling the network's own initialisation takes longer than this test."""
@@ -48,24 +46,9 @@ class Machine:
     losses = []
     with jax.set_mesh(self.mesh):
       for index in range(first, last):
-        current, metrics = self.step(current, meshes.to_global(tiny.batch(index), self.mesh))
+        current, metrics = self._step(current, meshes.to_global(tiny.batch(index), self.mesh))
         losses.append({name: float(value) for name, value in metrics.items()})
     return current, losses
-
-
-def no_activations_are_gathered(machine):
-  """Whole on one device are only parameters, and for L_inter the words of the global batch."""
-  program = hlo.Program(machine.step.as_text())
-  parameters = {x.shape for x in jax.tree.leaves(machine.abstract.params)}
-  gathered = collections.Counter()
-  for use in program.uses():
-    for inner in program.inside(use):
-      if inner.instruction.collective == "all-gather":
-        part = profile.part_of(program.source(inner))
-        for shape in hlo.shapes(inner.instruction.shape):
-          assert part == "inter" or shape in parameters, f"{inner.instruction.name} of {part} gathers {shape}"
-          gathered[part == "inter"] += 1
-  assert gathered[True] and gathered[False]  # else this test looks at nothing
 
 
 def meta(number):
@@ -74,7 +57,6 @@ def meta(number):
 
 def test_eight_devices_train_like_one_and_the_checkpoint_goes_on_alone(tmp_path):
   eight, one = Machine(2, 4), Machine(1, 1)
-  no_activations_are_gathered(eight)
   assert eight.abstract.params["text"]["embeddings"]["word"]["embedding"].sharding.spec == P("fsdp", None)
   split = [x for x in jax.tree.leaves(eight.abstract.params) if x.sharding.spec != P()]
   assert len(split) > 50  # FSDP is really on
