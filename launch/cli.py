@@ -10,6 +10,7 @@ COMMANDS = {
   "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
+  "pseudo-label": ("launch.pseudo_label", "put a teacher's boxes on captions, as data to train a student on"),
   "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
   "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),
   "export-onnx": ("launch.export_onnx", "write a checkpoint as an ONNX file: no JAX where it runs"),
