@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
   "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
+  "report": ("launch.report", "runs beside the paper's tables, and their errors, as one HTML page"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
   "pseudo-label": ("launch.pseudo_label", "put a teacher's boxes on captions, as data to train a student on"),
   "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
