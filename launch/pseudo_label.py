@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   options = _parser().parse_args(argv)
   try:
     run(options)
-  except (OSError, ValueError, TypeError, ImportError, BadRecord, CheckpointMismatch) as error:
+  except (OSError, ValueError, ImportError, BadRecord, CheckpointMismatch) as error:
     print(f"glipv2 pseudo-label: {error}", file=sys.stderr)
     return 1
   return 0
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the source (repeat it)"
   )
   parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
-  parser.add_argument("--threshold", type=float, default=0.5, help="least score of a box (default 0.5)")
+  parser.add_argument("--threshold", type=float, default=0.5, help="boxes have to score above (default 0.5)")
   parser.add_argument("--nms", type=float, default=0.6, help="boxes of a phrase overlap at most this (default 0.6)")
   parser.add_argument("--per-phrase", type=int, default=20, metavar="N", help="most boxes of a phrase (default 20)")
   parser.add_argument("--tagger", default="auto", choices=NAMES, help="finds the noun phrases (default auto)")
@@ -165,7 +165,10 @@ def run(options: argparse.Namespace) -> None:
   """Opens everything, labels the missing shards of this host, writes the manifest when all are there."""
   _check(options)
   source_options = dict(_option(text) for text in options.option)
-  source = open_source(options.source, **source_options)
+  try:
+    source = open_source(options.source, **source_options)
+  except TypeError as error:  # an option that this source does not have, or lacks
+    raise ValueError(f"source {options.source!r}: {error}") from error
   if source.kind not in ("caption", "grounding"):
     raise ValueError(f"source {options.source!r} has no captions (kind {source.kind!r}); name one that has")
   trained = experiment.from_checkpoint(options.checkpoint)
@@ -199,6 +202,7 @@ def run(options: argparse.Namespace) -> None:
   for name, number in (whole["counts"] | whole.get("against_truth", {})).items():
     print(f"{name:<28} {number}")
   print(f"{whole['pictures_per_second']} pictures per second and host; all of it: {out / 'manifest.json'}")
+  print(f"to train on it: a source of kind glip_tsv, data='{out}/*.train.yaml', confidence={options.threshold}")
 
 
 def _label(labeller: Labeller, out: pathlib.Path, missing: list[int], shards: int, size: int, captions: int) -> None:

@@ -35,7 +35,7 @@ Boxes = list[tuple[list[float], float]]  # box and score, best first
 class Rules:
   """Which boxes stay."""
 
-  threshold: float = 0.5  # least score
+  threshold: float = 0.5  # boxes that score above stay
   per_phrase: int = 20  # at most so many boxes for one phrase, the best
 
 
@@ -65,7 +65,9 @@ def ask(source: Source, index: int, find: Finder, words: Words, cfg: PrepareConf
   size = images.size_of(example.image, example.record, cfg.max_pixels)
   canvas = max(cfg.canvases, key=lambda canvas: np.prod(images.fit(size, canvas).size))
   prompt = Prompt(example.caption, tuple((example.caption[begin:end], (begin, end)) for begin, end in known))
-  plain = Example(example.source, index, "detection", example.image, np.zeros((0, 4), np.float32))
+  plain = dataclasses.replace(
+    example, image_id=index, text_id=None, kind="detection", boxes_xyxy_px=np.zeros((0, 4), np.float32), masks=None
+  )
   return Asked(example, known, evaluation_example(plain, prompt, words, cfg, canvas), len(spans) - len(known))
 
 
@@ -76,14 +78,15 @@ def choose(
 
   Counts boxes below the threshold or beyond the cap, and phrases that have none left.
   """
-  strong = scores >= rules.threshold
+  scores = np.round(scores.astype(np.float64), 4)  # as they are written: who reads them compares again
+  strong = scores > rules.threshold
   counts["boxes_below_threshold"] += int((~strong).sum())
   found: list[Boxes] = [[] for _ in range(phrases)]
   for box, score, label in zip(boxes_xyxy_px[strong].tolist(), scores[strong].tolist(), labels[strong], strict=True):
     if len(found[label]) == rules.per_phrase:
       counts["boxes_over_cap"] += 1
     else:
-      found[label].append(([round(x, 2) for x in box], round(score, 4)))
+      found[label].append(([round(x, 2) for x in box], score))
   counts["phrases"] += phrases
   counts["phrases_kept"] += sum(map(bool, found))
   counts["boxes_kept"] += sum(map(len, found))
