@@ -5,23 +5,38 @@ every field is present with its final type; ordered things are tuples; `{root}` 
 `data.root`; a config file changes values and never adds keys, so `--config.section.field=value` fails on a typo.
 """
 
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
 from ml_collections import config_dict
 
 
-def parse_arg(arg: str | None, choices: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-  """'b,debug' -> ('b', {'debug': 'true'}): the family member, the first of `choices` when none is named, and switches.
+# The paper's Table 4: the terms of equation 2 that each row trains. L_loc is two of ours.
+TABLE_4 = {
+  "1": (),  # no pre-training: the network it would start from
+  "2": ("mlm",),
+  "3": ("box", "centerness", "intra"),
+  "4": ("box", "centerness", "intra", "mlm"),
+  "5": ("box", "centerness", "intra", "inter"),
+  "6": ("box", "centerness", "intra", "inter", "mlm"),
+}
 
-  Raises ValueError for a word that is neither a choice nor 'debug'.
+
+def parse_arg(
+  arg: str | None, choices: tuple[str, ...], options: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> tuple[str, dict[str, str]]:
+  """'b,row=3,debug' -> ('b', {'row': '3', 'debug': 'true'}): the family member, the first of `choices` when none is
+  named, and switches: 'debug' and the `options`, name -> values.
+
+  Raises ValueError for a word that is none of these.
   """
   words = [word for word in (arg or "").split(",") if word]
   member = words.pop(0) if words and words[0] in choices else choices[0]
-  switches = {}
+  known = ["debug", *(f"{name}={value}" for name, values in options.items() for value in values)]
   for word in words:
-    name, _, value = word.partition("=")
-    if name != "debug":
-      raise ValueError(f"{word!r} is not known after the colon; known: {', '.join(choices)} and 'debug'")
-    switches[name] = value or "true"
-  return member, switches
+    if word not in known:
+      raise ValueError(f"{word!r} is not known after the colon; known: {', '.join([*choices, *known])}")
+  return member, {name: value or "true" for name, _, value in (word.partition("=") for word in words)}
 
 
 def base() -> config_dict.ConfigDict:
@@ -177,3 +192,13 @@ def small(c: config_dict.ConfigDict) -> None:
     (r".*", 1.0, 1.0),
   )
   c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5, mlm=0.0))
+
+
+def train_only(c: config_dict.ConfigDict, terms: tuple[str, ...]) -> None:
+  """The other terms get the weight 0.0, which removes their computation, and the network no head for them."""
+  for name in c.loss.weights:
+    if name not in terms:
+      c.loss.weights[name] = 0.0
+  if "inter" not in terms:
+    c.model.inter_dim = 0
+  c.model.mlm = c.model.mlm and "mlm" in terms
