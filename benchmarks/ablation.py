@@ -114,12 +114,12 @@ def _finished(run: pathlib.Path, steps: int) -> bool:
 
 
 def _origin(workdir: pathlib.Path, found: dict) -> dict:
-  """What one of the runs was trained with: code, batch, seconds, images."""
-  run = next((folder(workdir, row, seed) for row, seeds in found.items() for seed in seeds), None)
-  if run is None:
+  """What the first of the runs was trained with."""
+  runs = [folder(workdir, row, seed) for row, seeds in found.items() for seed in seeds]
+  if not runs:
     return {}
-  meta = checkpoint.read_meta(run)
-  return {"git": meta.git, "examples": meta.examples, "optim": {k: meta.config["optim"][k] for k in ("lr", "ema_decay")}}
+  meta = checkpoint.read_meta(runs[0])
+  return {"git": meta.git, "batch": meta.config["data"]["batch"], "optim": meta.config["optim"]}
 
 
 if __name__ == "__main__":

@@ -20,12 +20,19 @@ def get_config(arg: str | None = None):
   c.model.mlm = True
   c.loss.weights.inter = 1.0
   c.loss.weights.mlm = 1.0
-  for part in (c.data, c.eval):
-    part.sources = config_dict.ConfigDict()
+  c.data.sources = config_dict.ConfigDict()
   c.data.sources.pairs = common.shapes("train", "detection", 0.5)
   c.data.sources.captions = common.shapes("train", "grounding", 0.5)
+  c.eval.sources = config_dict.ConfigDict()
   c.eval.sources.captions = common.shapes("val", "grounding", 1.0)
   c.eval.sources.pairs = common.shapes("val", "detection", 1.0)
   c.eval.sources.unseen = common.shapes("zero_shot", "detection", 1.0)
+  for part in (c.data, c.eval):  # small pictures: the table is many runs
+    part.canvases = ((96, 96),)
+    for source in part.sources.values():
+      source.size = (96, 96)
+  c.eval.limit = min(c.eval.limit, 192)
+  c.optim.warmup_steps = 50
+  c.optim.ema_decay = 0.98
   common.train_only(c, common.TABLE_4[switches["row"] if "row" in switches else "6"])
   return c

@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 from ml_collections import config_dict
 
-
 # The paper's Table 4: the terms of equation 2 that each row trains. L_loc is two of ours.
 TABLE_4 = {
   "1": (),  # no pre-training: the network it would start from
