@@ -1,65 +1,40 @@
-"""Detection data in COCO's json format: COCO, ODinW / Roboflow exports, Objects365, or one's own folder.
+"""Detection data in COCO's json format: COCO, LVIS, Objects365, ODinW / Roboflow exports, or one's own folder.
 
-The whole index lives in a few NumPy arrays with offsets (25 million boxes take half a gigabyte), so that it pickles to
-worker processes quickly. Everything that is wrong with the file as a whole stops here, at start-up, with the name, the
-value and the remedy; what is wrong with one picture or box is found when it is read (`pipelines/prepare_example.py`).
+Everything that is wrong with the file as a whole stops here, at start-up, with the name, the value and the remedy; what
+is wrong with one picture or box is found when it is read (`pipelines/prepare_example.py`). The index takes 20 bytes per
+box and 45 bytes and the name per picture: 0.6 GB for the 25 million boxes of Objects365.
 """
 
-import json
-import os
 import pathlib
+from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipelines import fewshot
-from pipelines.records import BadRecord, Example
+from pipelines.records import Example
+from pipelines.sources.index import Pictures, Record, group, inclusive, positions, read_json, unique
 
-_FIRST = 20  # so many pictures are looked for at start-up, to tell a wrong folder from a missing file
-
-
-def _load(path: pathlib.Path) -> dict:
-  if not path.is_file():
-    raise FileNotFoundError(f"annotation file {path} does not exist; set `annotations` to a COCO-format json file")
-  try:
-    with open(path, encoding="utf-8") as file:
-      content = json.load(file)
-  except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-    raise ValueError(f"annotation file {path} is not valid json ({error}); is it truncated? copy it again") from error
-  lists = content if isinstance(content, dict) else {}
-  missing = [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]
-  if missing:
-    raise ValueError(f"annotation file {path} has no list {', '.join(missing)}; a COCO detection json needs all three")
-  return content
+_WHAT = "a COCO-format json file"
 
 
-def _column(path: pathlib.Path, items: list[dict], what: str, key: str) -> list:
-  try:
-    return [item[key] for item in items]
-  except (KeyError, TypeError):
-    bad = next(i for i, item in enumerate(items) if not isinstance(item, dict) or key not in item)
-    raise ValueError(f"{path}: {what}[{bad}] has no {key!r}: {items[bad]!r:.200}; add it or remove the entry") from None
-
-
-def _unique(path: pathlib.Path, ids: np.ndarray, what: str) -> None:
-  values, counts = np.unique(ids, return_counts=True)
-  if len(values) < len(ids):
-    raise ValueError(f"{path}: {what} id {values[counts > 1][0]} occurs {counts.max()} times; ids must be unique")
-
-
-def _categories(path: pathlib.Path, content: dict, class_names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _categories(
+  path: pathlib.Path, categories: list[Record], used: set[int], class_names: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
   """Ids (sorted) and names of the classes. A category that no box has and that is the `supercategory` of another one is
   a group and no class (Roboflow writes one with id 0)."""
-  categories = sorted(content["categories"], key=lambda c: _column(path, [c], "categories", "id")[0])
-  used = {a["category_id"] for a in content["annotations"] if "category_id" in a}
-  groups = {c["supercategory"] for c in categories if c.get("supercategory") not in (None, c.get("name"))}
-  categories = [c for c in categories if c["id"] in used or c.get("name") not in groups]
-  ids = np.array([c["id"] for c in categories], np.int64)
-  _unique(path, ids, "category")
+  categories = sorted(categories, key=lambda c: c.whole("id"))
+  groups = {
+    str(c["supercategory"]) for c in categories if c.optional("supercategory") not in (None, c.optional("name"))
+  }
+  kept = [c for c in categories if c["id"] in used or str(c.optional("name")) not in groups]
+  ids = np.array([c["id"] for c in kept], np.int64)
+  unique(path, ids, "category")
   if class_names:
     if len(class_names) != len(ids):
       raise ValueError(f"class_names has {len(class_names)} names, {path} has {len(ids)} classes (ids {ids.tolist()})")
     return ids, tuple(class_names)
-  names = tuple(_column(path, categories, "categories", "name"))
+  names = tuple(c["name"] for c in kept)
   for i, name in zip(ids, names, strict=True):
     if not isinstance(name, str) or not name.strip():
       raise ValueError(f"{path}: category {i} has the name {name!r}; give it one there or set `class_names`")
@@ -85,7 +60,7 @@ class CocoJson:
     *,
     name: str = "coco_json",
     keep_empty: bool = False,
-    class_names: tuple[str, ...] = (),
+    class_names: Sequence[str] = (),
     shots: int = 0,
     shots_seed: int = 0,
   ):
@@ -104,70 +79,58 @@ class CocoJson:
     Raises:
       FileNotFoundError, ValueError: the file or folder is missing or the annotation is inconsistent.
     """
-    path, self.folder = pathlib.Path(annotations), os.fspath(images)
-    if not os.path.isdir(self.folder):
-      raise FileNotFoundError(f"image folder {self.folder} does not exist; set `images` to the folder of the pictures")
+    path = pathlib.Path(annotations)
     prepared = fewshot.prepared_file(path, shots, shots_seed) if shots else None
     path = prepared or path
-    content = _load(path)
     self.name = name
-    self.category_ids, self.classes = _categories(path, content, class_names)
-    self._read_images(path, content["images"])
-    self._read_boxes(path, content["annotations"])
-    if not keep_empty:
-      self._leave_out_empty()
+    self._read(path, images, class_names)
+    self._indices = np.arange(len(self.image_ids)) if keep_empty else self._with_objects()
     if shots and not prepared:
       self._draw(shots, shots_seed)
     if not len(self):
-      raise ValueError(f"{path} has no picture to use ({len(content['images'])} listed, keep_empty={keep_empty})")
-    self._find_first()
+      raise ValueError(f"{path} has no picture to use ({len(self.image_ids)} listed, keep_empty={keep_empty})")
+    self._pictures.check(self._indices)
 
-  def _read_images(self, path: pathlib.Path, images: list[dict]) -> None:
-    self.image_ids = np.array(_column(path, images, "images", "id"), np.int64)
-    _unique(path, self.image_ids, "image")
-    names = [str(x).encode() for x in _column(path, images, "images", "file_name")]
-    self._names = np.frombuffer(b"".join(names), np.uint8)
-    self._name_ends = np.cumsum([0, *map(len, names)])
-    # 0 0 where the file does not tell; otherwise the decoded picture must agree
-    self._sizes = np.array([[x.get("height") or 0, x.get("width") or 0] for x in images], np.int32).reshape(-1, 2)
-    self._indices = np.arange(len(images))
-
-  def _read_boxes(self, path: pathlib.Path, annotations: list[dict]) -> None:
+  def _read(self, path: pathlib.Path, folder: str, class_names: Sequence[str]) -> None:
     """Boxes sorted by picture: those of picture i are rows _box_ends[i] : _box_ends[i + 1]."""
-    annotations = [a for a in annotations if not a.get("iscrowd")]
-    category = np.array(_column(path, annotations, "annotations", "category_id"), np.int64)
-    image = np.array(_column(path, annotations, "annotations", "image_id"), np.int64)
-    boxes = _column(path, annotations, "annotations", "bbox")
-    for bad in (i for i, box in enumerate(boxes) if not isinstance(box, list) or len(box) != 4):
-      raise ValueError(f"{path}: annotations[{bad}] has the bbox {boxes[bad]!r}; it needs four numbers x, y, w, h")
-    labels = _positions(path, category, self.category_ids, "category")
-    owner = _positions(path, image, self.image_ids, "image")
-    order = np.argsort(owner, kind="stable")
-    x, y, w, h = np.array(boxes, np.float64).reshape(-1, 4)[order].T  # null becomes NaN, refused when it is read
-    # x2 = x + max(w - 1, 0) (reference 6.4); a width of 0 or less must stay visible, so it becomes x2 < x
-    right, bottom = (np.where(side > 0, np.maximum(side - 1, 0), -1) for side in (w, h))
-    self._boxes = np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
-    self._labels = labels[order].astype(np.int32)
-    self._box_ends = np.searchsorted(owner[order], np.arange(len(self.image_ids) + 1))
-    self._tiny = ((w > 0) & (h > 0)) & ((w <= 1) | (h <= 1))
+    image_ids, sizes, names, categories = array("q"), array("i"), [], []
+    owners, labels, boxes, used = array("q"), array("q"), array("d"), set()
+    for record in read_json(path, ("images", "annotations", "categories"), "annotations", _WHAT):
+      if record.list == "images":
+        image_ids.append(record.whole("id"))
+        names.append(record.text("file_name"))
+        sizes.extend(_size(record))
+      elif record.list == "annotations":
+        owner, label, box = record.whole("image_id"), record.whole("category_id"), record.numbers("bbox", 4)
+        used.add(label)
+        if "iscrowd" in record and record.flag("iscrowd"):
+          continue
+        owners.append(owner)
+        labels.append(label)
+        boxes.extend(box)
+      else:
+        categories.append(record)
+    self.category_ids, self.classes = _categories(path, categories, used, class_names)
+    self.image_ids = np.array(image_ids, np.int64)
+    unique(path, self.image_ids, "image")
+    self._pictures = Pictures(folder, names)
+    # 0 0 where the file does not tell; otherwise the decoded picture must agree
+    self._sizes = np.array(sizes, np.int32).reshape(-1, 2)
+    order, self._box_ends = group(
+      positions(path, np.array(owners, np.int64), self.image_ids, "image"), len(self.image_ids)
+    )
+    self._labels = positions(path, np.array(labels, np.int64), self.category_ids, "category")[order].astype(np.int32)
+    self._boxes = inclusive(np.array(boxes, np.float64).reshape(-1, 4)[order])
 
-  def _leave_out_empty(self) -> None:
-    counts = np.diff(np.concatenate([[0], np.cumsum(~self._tiny)])[self._box_ends])
-    self._indices = np.flatnonzero(counts)
+  def _with_objects(self) -> np.ndarray:
+    width, height = (self._boxes[:, 2:] - self._boxes[:, :2]).T
+    tiny = (width >= 0) & (height >= 0) & ((width == 0) | (height == 0))  # a broken box is none of them
+    return np.flatnonzero(np.diff(np.concatenate([[0], np.cumsum(~tiny)])[self._box_ends]))
 
   def _draw(self, shots: int, seed: int) -> None:
     order = self._indices[np.argsort(self.image_ids[self._indices])]
     classes = [self._labels[self._box_ends[i] : self._box_ends[i + 1]].tolist() for i in order]
     self._indices = order[fewshot.draw(classes, shots, seed)]
-
-  def _find_first(self) -> None:
-    first = [self._file(i) for i in self._indices[:_FIRST]]
-    if not any(os.path.isfile(file) for file in first):
-      raise FileNotFoundError(f"none of the first {len(first)} pictures exists, for example {first[0]}; check `images`")
-
-  def _file(self, image: int) -> str:
-    name = self._names[self._name_ends[image] : self._name_ends[image + 1]].tobytes().decode()
-    return os.path.join(self.folder, name)
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -175,30 +138,25 @@ class CocoJson:
   def __getitem__(self, index: int) -> Example:
     """Raises BadRecord('missing_image')."""
     image = self._indices[index]
-    file = self._file(image)
-    try:
-      with open(file, "rb") as stream:
-        data = stream.read()
-    except OSError as error:
-      raise BadRecord("missing_image", f"{self.name}/{self.image_ids[image]}", f"{file}: {error.strerror}") from error
     rows = slice(self._box_ends[image], self._box_ends[image + 1])
     height, width = self._sizes[image].tolist()
+    image_id = int(self.image_ids[image])
     return Example(
       source=self.name,
-      image_id=int(self.image_ids[image]),
+      image_id=image_id,
       kind="detection",
-      image=data,
+      image=self._pictures.read(image, f"{self.name}/{image_id}"),
       boxes_xyxy_px=self._boxes[rows],
       labels=tuple(self.classes[i] for i in self._labels[rows]),
       image_size=(height, width) if height and width else None,
     )
 
 
-def _positions(path: pathlib.Path, wanted: np.ndarray, known: np.ndarray, what: str) -> np.ndarray:
-  """Where each wanted id stands in `known`. Raises ValueError naming the first that does not."""
-  strangers = wanted[~np.isin(wanted, known)]
-  if len(strangers):
-    kind = f"known: {known.tolist()!s:.200}" if what == "category" else "it is not in `images`"
-    raise ValueError(f"{path}: an annotation has the unknown {what}_id {strangers[0]}; {kind}; correct or remove it")
-  order = np.argsort(known)
-  return order[np.searchsorted(known, wanted, sorter=order)] if len(wanted) else np.zeros(0, np.int64)
+def _size(image: Record) -> tuple[int, int]:
+  """Height and width of a picture, 0 0 where the file does not tell."""
+  if not (image.optional("height") and image.optional("width")):
+    return 0, 0
+  size = image.whole("height"), image.whole("width")
+  if not all(0 < side < 2**31 for side in size):
+    raise image.fault(f"has the height and width {size}; both must be positive")
+  return size

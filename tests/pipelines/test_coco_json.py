@@ -96,7 +96,7 @@ def test_one_missing_picture_is_a_bad_record(folder, tmp_path):
   [
     (dict(annotations=[box(category=5)]), r"unknown category_id 5; known: \[7, 90\]"),
     (dict(annotations=[box(image=12)]), "unknown image_id 12; it is not in `images`"),
-    (dict(annotations=[box(bbox=[1, 2, 3])]), r"annotations\[0\] has the bbox \[1, 2, 3\]; it needs four numbers"),
+    (dict(annotations=[box(bbox=[1, 2, 3])]), r"annotations\[0\] has the bbox \[1, 2, 3\]; it needs 4 numbers"),
     (dict(annotations=[{"image_id": 2**40, "category_id": 7}]), r"annotations\[0\] has no 'bbox'"),
     (dict(annotations=None), "no list annotations"),
     (dict(categories={}), "no list categories"),
