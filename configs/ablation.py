@@ -34,5 +34,6 @@ def get_config(arg: str | None = None):
   c.eval.limit = min(c.eval.limit, 192)
   c.optim.warmup_steps = 50
   c.optim.ema_decay = 0.98
-  common.train_only(c, common.TABLE_4[switches["row"] if "row" in switches else "6"])
+  if "row" in switches:
+    common.train_only(c, switches["row"])
   return c

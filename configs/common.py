@@ -162,6 +162,17 @@ def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> 
   )
 
 
+def mdetr_json(annotations: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: texts with grounded phrases in MDETR's json form, and their image folder."""
+  fields = dict(kind="mdetr_json", weight=weight, annotations=annotations, images=images, name=name)
+  return config_dict.ConfigDict(fields)
+
+
+def glip_tsv(data: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: a set in GLIP's TSV container (its yaml file; with * all that match)."""
+  return config_dict.ConfigDict(dict(kind="glip_tsv", weight=weight, data=data, name=name))
+
+
 def small(c: config_dict.ConfigDict) -> None:
   """Sizes of the demo network for a laptop CPU; the learning recipe is for training from scratch."""
   c.model.variant = "demo"
@@ -193,11 +204,13 @@ def small(c: config_dict.ConfigDict) -> None:
   c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5, mlm=0.0))
 
 
-def train_only(c: config_dict.ConfigDict, terms: tuple[str, ...]) -> None:
-  """The other terms get the weight 0.0, which removes their computation, and the network no head for them."""
+def train_only(c: config_dict.ConfigDict, row: str) -> None:
+  """A row of Table 4: the terms that it does not have get the weight 0.0, which removes their computation.
+
+  Row 1, no pre-training, is a run of no steps: its checkpoint holds what the others start from.
+  """
   for name in c.loss.weights:
-    if name not in terms:
+    if name not in TABLE_4[row]:
       c.loss.weights[name] = 0.0
-  if "inter" not in terms:
-    c.model.inter_dim = 0
-  c.model.mlm = c.model.mlm and "mlm" in terms
+  if not TABLE_4[row]:
+    c.train.total_steps = 0
