@@ -5,8 +5,8 @@
 The demo network at 128x128 with all four losses, a fixed number of images per device; fake CPU devices, nothing runs.
 FLOPs are those of matrix products and convolutions in the program of one device, loops multiplied by their length.
 Everything but L_inter is the same work on any number of devices; L_inter compares a device's regions with the words of
-all of them, which is counted in. `growth` is FLOPs per device against one device. Bytes of a collective: the whole array
-that it makes or takes on one device. --fsdp also splits parameters and moments over all devices.
+all of them, which is counted in. `growth` is FLOPs per device against one device. Bytes of a collective: the whole
+array that it makes or takes on one device. --fsdp also splits parameters and moments over all devices.
 """
 
 import argparse

@@ -1,6 +1,10 @@
 """Two real processes of four devices train like one process of eight, leave the same checkpoint, and end together."""
 
+import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -10,8 +14,9 @@ import pytest
 from glipv2_jax.train import checkpoint
 from launch import hosts
 from tests import toy
-from tests.multiprocess.together import finish, lines, start, wait_for_checkpoint, wait_for_step
+from tests.multiprocess.together import DEVICES, PROGRAM, finish, lines, start, wait_for_checkpoint, wait_for_step
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12
 HEARTBEAT = 10  # seconds; the default is 60
 
@@ -48,13 +53,17 @@ def slurm(port, process):
 
 
 def test_two_processes_train_like_one(tmp_path, one):
-  statuses, last, errors = finish(start(tmp_path, STEPS, 2, cluster=slurm))
-  assert (statuses, last) == ([0, 0], [f"finished {STEPS}"] * 2), errors
+  """By the local simulation of several hosts, launch/local.sh."""
+  command = [ROOT / "launch" / "local.sh", sys.executable, PROGRAM, tmp_path, str(STEPS)]
+  places = {"PROCESSES": "2", "DEVICES": str(DEVICES // 2)}
+  done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
+  assert {f"{i}: finished {STEPS}" for i in (0, 1)} <= set(done.stdout.splitlines())
   assert_same(tmp_path, one)
 
 
 def test_sigterm_to_one_process_saves_and_asks_for_a_restart(tmp_path):
-  running = start(tmp_path, 100000, 2)
+  running = start(tmp_path, 100000, 2, cluster=slurm)
   wait_for_step(running, tmp_path, 1)
   running[1].send_signal(signal.SIGTERM)
   statuses, (first, second), errors = finish(running)
