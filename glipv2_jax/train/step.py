@@ -32,7 +32,7 @@ class Step:
 
   def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
     """For arrays or shapes; what it compiles to is called with (state, batch, seed)."""
-    return self.program.lower(state, batch, self.seed)
+    return self.program.lower(state, batch, jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def make_train_step(

@@ -71,6 +71,6 @@ def _wait(running, condition, otherwise):
   deadline = time.monotonic() + 600
   while not condition():
     ended = [process for process in running if process.poll() is not None]
-    assert not ended, ended[0].communicate()[1]
+    assert not ended or condition(), ended[0].communicate()[1]
     assert time.monotonic() < deadline, otherwise
     time.sleep(0.05)
