@@ -1,5 +1,6 @@
 """Every configuration file becomes an Experiment, with every argument, also after a trip through JSON."""
 
+import inspect
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from configs import ablation, common, demo, finetune_coco, mixtures, pretrain
 from glipv2_jax.models import glipv2
 from launch import experiment, train
+from pipelines.sources import SOURCES
 
 CASES = [
   (demo, None),
@@ -73,6 +75,9 @@ def test_mixtures_of_table_5():
       1, abs=1e-3
     )
     assert tree["loss"]["weights"]["inter"] == 0
+    for source in sources.values():
+      options = {key: value for key, value in source.items() if key not in ("kind", "weight")}
+      inspect.signature(SOURCES[source["kind"]]).bind(**options)
   small, large = (pretrain.get_config(f"b,data=o365_goldg_{cap}").data.sources for cap in ("cap4m", "cap12m"))
   assert set(small) ^ set(large) == {"cap4m", "cap12m"}
   ratio = small.goldg_mixed.weight / small.objects365.weight
