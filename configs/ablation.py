@@ -1,7 +1,7 @@
-"""The losses of the paper's Table 4 on the embedded data: the demo network, `:row=1` to `:row=6` (6, the default: all).
+"""The losses of the paper's Table 4 on the embedded data: the demo network, `:row=1` to `:row=6` (all losses, also without it).
 
   glipv2 train --config=configs/ablation.py:row=5 --workdir=runs/row5
-  python -m benchmarks.ablation --rows 3 5 6 --seeds 0 1 2        (all of them, with mean and spread)
+  python -m benchmarks.ablation --workdir=runs/ablation --rows 3 5 6 --seeds 0 1 2     (many, with mean and spread)
 
 As in the paper one detection vocabulary ("red circle. blue star. ...") is mixed with captions. Evaluation: held-out
 scenes, and the split whose colour-kind pairs are never trained (`unseen_AP`).
