@@ -1,4 +1,4 @@
-"""The losses of the paper's Table 4 on the embedded data: the demo network, `:row=1` to `:row=6` (all losses, also without it).
+"""The losses of the paper's Table 4 on the embedded data: the demo network, `:row=1` to `:row=6` (without: all losses).
 
   glipv2 train --config=configs/ablation.py:row=5 --workdir=runs/row5
   python -m benchmarks.ablation --workdir=runs/ablation --rows 3 5 6 --seeds 0 1 2     (many, with mean and spread)
