@@ -8,7 +8,7 @@ import pytest
 
 from glipv2_jax.train import checkpoint
 from launch import hosts
-from tests.multiprocess.together import finish, lines, start, wait_for_step
+from tests.multiprocess.together import finish, lines, wait_for_step
 
 STEPS = 80
 
@@ -20,7 +20,7 @@ def cached(tmp_path):
   return lambda port, process: cache | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
-def test_killed_and_stopped_runs_equal_one_that_never_was(tmp_path, cached):
+def test_killed_and_stopped_runs_equal_one_that_never_was(tmp_path, start, cached):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   statuses, last, errors = finish(start(whole, STEPS, 1, cluster=cached))
   assert (statuses, last) == ([0], [f"finished {STEPS}"]), errors

@@ -14,7 +14,8 @@ import pytest
 from glipv2_jax.train import checkpoint
 from launch import hosts
 from tests import toy
-from tests.multiprocess.together import DEVICES, PROGRAM, finish, lines, start, wait_for_checkpoint, wait_for_step
+from tests.multiprocess import together
+from tests.multiprocess.together import DEVICES, PROGRAM, finish, lines, wait_for_checkpoint, wait_for_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -25,7 +26,7 @@ HEARTBEAT = 10  # seconds; the default is 60
 def one(tmp_path_factory):
   """The run of one process that the others are compared with."""
   folder = tmp_path_factory.mktemp("one")
-  statuses, last, errors = finish(start(folder, STEPS, 1))
+  statuses, last, errors = finish(together.start(folder, STEPS, 1))
   assert (statuses, last) == ([0], [f"finished {STEPS}"]), errors
   return folder
 
@@ -62,7 +63,7 @@ def test_two_processes_train_like_one(tmp_path, one):
   assert_same(tmp_path, one)
 
 
-def test_sigterm_to_one_process_saves_and_asks_for_a_restart(tmp_path):
+def test_sigterm_to_one_process_saves_and_asks_for_a_restart(tmp_path, start):
   running = start(tmp_path, 100000, 2, cluster=slurm)
   wait_for_step(running, tmp_path, 1)
   running[1].send_signal(signal.SIGTERM)
@@ -73,7 +74,7 @@ def test_sigterm_to_one_process_saves_and_asks_for_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_killed_process_stops_the_other_and_one_goes_on_alone(tmp_path, one, lost):
+def test_a_killed_process_stops_the_other_and_one_goes_on_alone(tmp_path, start, one, lost):
   running = start(tmp_path, STEPS, 2, f"--heartbeat={HEARTBEAT}", f"--stall={lost},10")
   wait_for_checkpoint(running, tmp_path, 8)  # the other process waits for step 10 to come together
   running[lost].kill()
@@ -88,7 +89,7 @@ def test_a_killed_process_stops_the_other_and_one_goes_on_alone(tmp_path, one, l
   assert_same(tmp_path, one)
 
 
-def test_a_process_that_fails_stops_the_other(tmp_path):
+def test_a_process_that_fails_stops_the_other(tmp_path, start):
   running = start(tmp_path, STEPS, 2, f"--heartbeat={HEARTBEAT}", "--fail=1,6")
   wait_for_checkpoint(running, tmp_path, 4)
   began = time.monotonic()
