@@ -8,48 +8,36 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Data set -> (kind of source and its options, thousands of records).
-DATA_SETS = {
-  "objects365": (
-    common.coco_json("{root}/objects365/annotations/zhiyuan_objv2_train.json", "{root}/objects365/train", "objects365"),
-    1742,
-  ),
-  "coco": (
-    common.coco_json("{root}/coco/annotations/instances_train2017.json", "{root}/coco/train2017", "coco"),
-    118,
-  ),
-  # GoldG: Flickr30k Entities and GQA with phrases; the second without the pictures of COCO.
-  "goldg_flickr": (
-    common.mdetr_json(
-      "{root}/mdetr_annotations/final_flickr_separateGT_train.json", "{root}/flickr30k/flickr30k-images", "goldg_flickr"
-    ),
-    149,
-  ),
-  "goldg_mixed": (
-    common.mdetr_json("{root}/mdetr_annotations/final_mixed_train_no_coco.json", "{root}/gqa/images", "goldg_mixed"),
-    621,
-  ),
-  # Captions with boxes of a teacher (`*`: all files of a sharded set).
-  "cap4m": (common.glip_tsv("{root}/cap4m/*.yaml", "cap4m"), 4000),
-  "cap12m": (common.glip_tsv("{root}/cap12m/*.yaml", "cap12m"), 12000),
-}
-
-GOLDG = ("goldg_flickr", "goldg_mixed")
-# 'od' is detection data in COCO's format alone. The others are those of the paper's Table 5; the T of its other tables
-# is trained on the second (reference 11.5).
+# Table 5's are the last three; the T of the paper's other tables is trained on the one with cap4m (reference 11.5).
 MIXTURES = {
   "od": ("objects365", "coco"),
-  "o365_goldg": ("objects365", *GOLDG),
-  "o365_goldg_cap4m": ("objects365", *GOLDG, "cap4m"),
-  "o365_goldg_cap12m": ("objects365", *GOLDG, "cap12m"),
+  "five_ods": ("objects365", "coco", "openimages", "visual_genome", "imagenet_boxes"),
+  "o365_goldg": ("objects365", "goldg_flickr", "goldg_mixed"),
+  "o365_goldg_cap4m": ("objects365", "goldg_flickr", "goldg_mixed", "cap4m"),
+  "o365_goldg_cap12m": ("objects365", "goldg_flickr", "goldg_mixed", "cap12m"),
 }
+
+
+def data_sets() -> config_dict.ConfigDict:
+  """All of them as entries of `sources`; weights: thousands of records."""
+  c = common.five_ods()
+  # GoldG: Flickr30k Entities, and GQA with phrases, the second without the pictures of COCO.
+  c.goldg_flickr = common.mdetr_json(
+    "{root}/mdetr_annotations/final_flickr_separateGT_train.json",
+    "{root}/flickr30k/flickr30k-images",
+    "goldg_flickr",
+    149.0,
+  )
+  c.goldg_mixed = common.mdetr_json(
+    "{root}/mdetr_annotations/final_mixed_train_no_coco.json", "{root}/gqa/images", "goldg_mixed", 621.0
+  )
+  # Captions with boxes of a teacher (*: all files of a sharded set).
+  c.cap4m = common.glip_tsv("{root}/cap4m/*.yaml", "cap4m", 4000.0)
+  c.cap12m = common.glip_tsv("{root}/cap12m/*.yaml", "cap12m", 12_000.0)
+  return c
 
 
 def sources(mixture: str) -> config_dict.ConfigDict:
-  """The entries of `data.sources`; their weights add up to 1."""
-  total = sum(DATA_SETS[name][1] for name in MIXTURES[mixture])
-  entries = config_dict.ConfigDict()
-  for name in MIXTURES[mixture]:
-    entry, records = DATA_SETS[name]
-    entries[name] = config_dict.ConfigDict({**entry.to_dict(), "weight": round(records / total, 4)})
-  return entries
+  """The entries of `data.sources`."""
+  everything = data_sets()
+  return config_dict.ConfigDict({name: everything[name] for name in MIXTURES[mixture]})

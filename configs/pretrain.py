@@ -3,8 +3,8 @@
   glipv2 train --config=configs/pretrain.py:t --workdir=DIR --config.data.root=/data
 
 All four losses are on (paper equation 2); `--config.loss.weights.mlm=0.0` removes one with its computation.
-`:t,data=o365_goldg_cap4m` chooses a mixture of configs/mixtures.py; without it detection data in COCO's format is read:
-Objects365 and COCO.
+`:t,data=o365_goldg_cap4m` chooses a mixture of configs/mixtures.py. Without it detection data is read: Objects365 and
+COCO for T; for B and H the paper's FiveODs, which adds OpenImages, Visual Genome and ImageNet's boxes.
 
 The paper's ablations:
 
@@ -29,7 +29,8 @@ def get_config(arg: str | None = None):
   c.model.mlm = True
   c.loss.weights.inter = 1.0
   c.loss.weights.mlm = 1.0
-  c.data.sources = mixtures.sources(switches["data"] if "data" in switches else "od")
+  default = "od" if member == "t" else "five_ods"
+  c.data.sources = mixtures.sources(switches["data"] if "data" in switches else default)
   c.eval.sources.coco_val = common.coco_json(
     "{root}/coco/annotations/instances_val2017.json", "{root}/coco/val2017", "coco_val"
   )
