@@ -5,6 +5,7 @@ into worker processes and imports quickly. `span_to_tokens` is the one place whe
 """
 
 import dataclasses
+import functools
 import gzip
 import importlib.resources
 import pathlib
@@ -32,8 +33,17 @@ class Encoding:
 
   def char_to_token(self, char: int) -> int | None:
     """Position of the first token that covers this character; None on white space, beyond the text or when cut off."""
-    covering = np.flatnonzero((self.offsets[:, 0] <= char) & (char < self.offsets[:, 1]))
-    return int(covering[0]) if len(covering) else None
+    return self._first_tokens[char] if 0 <= char < len(self._first_tokens) else None
+
+  @functools.cached_property
+  def _first_tokens(self) -> list[int | None]:
+    """For every character; prompts with hundreds of names are asked for all of them."""
+    first: list[int | None] = [None] * int(self.offsets.max(initial=0))
+    spans = self.offsets.tolist()
+    for token in range(len(spans) - 1, -1, -1):  # tokens may share a character (pieces of an emoji): the first one wins
+      begin, end = spans[token]
+      first[begin:end] = [token] * (end - begin)
+    return first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +112,10 @@ def load_words(tokenizer: str, max_tokens: int) -> Words:
 
 
 def _first_token(encoding: Encoding, chars: tuple[int, ...]) -> int | None:
-  tokens = (encoding.char_to_token(char) for char in chars)
-  return next((token for token in tokens if token is not None), None)
+  for char in chars:
+    if (token := encoding.char_to_token(char)) is not None:
+      return token
+  return None
 
 
 def _existing(path: str) -> pathlib.Path:

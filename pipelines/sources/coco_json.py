@@ -135,6 +135,10 @@ class CocoJson:
   def __len__(self) -> int:
     return len(self._indices)
 
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every picture, 0 0 where the file does not tell."""
+    return self._sizes[self._indices]
+
   def __getitem__(self, index: int) -> Example:
     """Raises BadRecord('missing_image')."""
     image = self._indices[index]

@@ -49,7 +49,7 @@ def test_lines_come_one_step_late_and_only_when_due(tmp_path):
 def test_a_restart_cuts_the_log_back(tmp_path):
   recording, files = recorder(tmp_path, log_every=1)
   for step in range(1, 6):
-    recording.step(step, values(step), 8, 0.0, {})
+    recording.step(step, values(step), 8, 0.0, {}, {"a": 8}, 0.25)
     if step == 3:
       recording.flush()
       recording.evaluation(3, {"AP": 0.5})
@@ -59,7 +59,7 @@ def test_a_restart_cuts_the_log_back(tmp_path):
     file.write('{"step": 6, "lo')  # killed while writing
   recording, files = recorder(tmp_path, start=3, log_every=1)
   assert files.evaluated == {3}
-  recording.step(4, values(40), 8, 0.0, {})
+  recording.step(4, values(40), 8, 0.0, {}, {"a": 8}, 0.25)
   recording.flush()
   files.close()
   assert [(line["step"], line.get("loss"), line.get("eval")) for line in read(tmp_path)] == [
@@ -69,7 +69,7 @@ def test_a_restart_cuts_the_log_back(tmp_path):
 
 def test_tensorboard_events_are_written(tmp_path):
   recording, files = recorder(tmp_path, log_every=1)
-  recording.step(1, values(2.5), 8, 0.0, {"skipped": {"nan_box": 3}})
+  recording.step(1, values(2.5), 8, 0.0, {"skipped": {"nan_box": 3}}, {"a": 8}, 0.25)
   recording.flush()
   recording.evaluation(1, {"AP": 0.5})
   files.close()
@@ -84,9 +84,9 @@ def test_tensorboard_events_are_written(tmp_path):
 @pytest.mark.parametrize("name", ["box", "grad_norm"])
 def test_what_is_not_finite_is_named_with_its_step(tmp_path, name, value):
   recording, _ = recorder(tmp_path)
-  recording.step(5, values(1.0) | {name: jnp.float32(value)}, 8, 0.0, {})
+  recording.step(5, values(1.0) | {name: jnp.float32(value)}, 8, 0.0, {}, {"a": 8}, 0.25)
   with pytest.raises(metrics.TrainingDiverged, match=f"step 5: {name} not finite"):
-    recording.step(6, values(1.0), 8, 0.0, {})
+    recording.step(6, values(1.0), 8, 0.0, {}, {"a": 8}, 0.25)
   assert issubclass(metrics.TrainingDiverged, FloatingPointError)
 
 
