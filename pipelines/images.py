@@ -155,15 +155,6 @@ class Geometry:
       cv2.resize(image, self.size[::-1], dst=target, interpolation=cv2.INTER_AREA if coarse else cv2.INTER_LINEAR)
     return out
 
-  def masks(self, masks: np.ndarray) -> np.ndarray:
-    """g h w bool of the original image -> g canvas bool: a pixel is inside when at least half of it is covered."""
-    out = np.zeros((len(masks), *self.canvas), bool)
-    for target, mask in zip(out, masks, strict=True):
-      grey = Image.fromarray(mask.astype(np.uint8) * 255)
-      small = np.asarray(grey.resize(self.size[::-1], Image.Resampling.BILINEAR)) >= 128
-      target[: self.size[0], : self.size[1]] = small[:, ::-1] if self.flipped else small
-    return out
-
 
 def fit(original: tuple[int, int], canvas: tuple[int, int], flipped: bool = False) -> Geometry:
   """The largest size (height, width) with the aspect ratio of `original` that fits into `canvas`."""

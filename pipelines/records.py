@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from glipv2_jax.schema import Batch
+from pipelines.masks import Mask
 
 Span = tuple[int, int]  # half-open character range
 
@@ -43,7 +44,11 @@ class Example:
   labels: tuple[str, ...] = ()  # detection: class name of each box
   caption: str = ""  # grounding
   spans: tuple[tuple[Span, ...], ...] = ()  # grounding: per box, character spans into caption
-  masks: np.ndarray | None = None  # g h w bool
+  absent: tuple[str, ...] | None = (
+    None  # detection: the classes that are known not to be in the picture; None: all others
+  )
+  unsure: tuple[str, ...] = ()  # detection: classes of which something may be in the picture without a box (crowds)
+  masks: tuple[Mask | None, ...] | None = None  # per box, None for a box without one; None: the source gives none
   questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
   image_size: tuple[int, int] | None = None  # height, width that the annotation states; checked against the pixels
 
@@ -51,6 +56,14 @@ class Example:
   def record(self) -> str:
     """How messages and counts call this record."""
     return f"{self.source}/{self.image_id}"
+
+  def vocabulary(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of the source that a prompt for this picture may name: those of its boxes, and others only where
+    their absence is known. Any other one would teach that what is there is background."""
+    if self.absent is None and not self.unsure:
+      return classes
+    allowed = set(classes if self.absent is None else self.absent).difference(self.unsure).union(self.labels)
+    return tuple(name for name in classes if name in allowed)
 
 
 class Source(Protocol):
@@ -111,6 +124,7 @@ class Prepared:
   image_id: int
   text: str  # the prompt or caption that was tokenised
   phrases: tuple[Phrase, ...]  # what the prompt names, in order
+  masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation

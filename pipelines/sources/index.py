@@ -32,7 +32,7 @@ class Record:
     list: the name of the list it stands in, '' where the file is a list.
     number: its position there.
     value: what json made of it.
-    begin, end: its bytes in the file (`reread`).
+    begin, end: its bytes in the file (`Places`).
   """
 
   __slots__ = ("path", "list", "number", "value", "begin", "end")
@@ -86,6 +86,13 @@ class Record:
     if not isinstance(value, list):
       raise self.fault(f"has the {key} {value!r:.80}; it needs a list")
     return value
+
+  def wholes(self, key: str) -> list[int]:
+    """A list of integers of at most 64 bits."""
+    values = self.items(key)
+    if not all(type(x) is int and -(2**63) <= x < 2**63 for x in values):
+      raise self.fault(f"has the {key} {values!r:.80}; it needs whole numbers")
+    return values
 
   def numbers(self, key: str, count: int) -> list[float]:
     """A list of `count` numbers. null, which some tools write for NaN, becomes NaN: a matter of this record alone."""
@@ -239,11 +246,36 @@ class _Stream:
 _DECODER = json.JSONDecoder()
 
 
-def reread(path: str | os.PathLike, begin: int, end: int) -> Any:
-  """The value of the Record at these bytes. Raises ValueError when the file was changed, OSError when it is gone."""
-  with open(path, "rb") as file:
-    file.seek(begin)
-    return json.loads(file.read(end - begin))
+class Places:
+  """Where n records stand in a file, to read them again when they are used: 12 bytes each."""
+
+  def __init__(self, path: os.PathLike, begins: Sequence[int], ends: Sequence[int]):
+    self.path = os.fspath(path)
+    self._begins, self._lengths = np.array(begins, np.int64), np.subtract(ends, begins).astype(np.uint32)
+
+  def __len__(self) -> int:
+    return len(self._begins)
+
+  def take(self, rows: np.ndarray) -> "Places":
+    """The places of these rows, in this order."""
+    return Places(self.path, self._begins[rows], self._begins[rows] + self._lengths[rows])
+
+  def read(self, rows: Iterable[int]) -> list[Any]:
+    """What stands there. Raises ValueError when the file was changed since, OSError when it is gone."""
+    with open(self.path, "rb") as file:
+      found = []
+      for row in rows:
+        file.seek(self._begins[row])
+        found.append(json.loads(file.read(self._lengths[row])))
+    return found
+
+
+def all_or_none(path: pathlib.Path, list_: str, key: str, given: int, total: int) -> bool:
+  """Whether an optional field is in use. Raises ValueError when only some entries have it: a lost field would pass for
+  a default."""
+  if 0 < given < total:
+    raise ValueError(f"{path}: only {given} of {total} {list_} have {key!r}; give it to all of them or to none")
+  return given > 0
 
 
 class Strings(Sequence[str]):
@@ -299,16 +331,19 @@ def inclusive(xywh: np.ndarray) -> np.ndarray:
   return np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
 
 
+def check_folder(folder: str | os.PathLike, option: str = "images") -> None:
+  """For start-up: raises FileNotFoundError when the folder of the pictures is missing."""
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"image folder {folder} does not exist; set `{option}` to the folder of the pictures")
+
+
 class Pictures:
   """The image files of a source: one folder, a name in it for each picture."""
 
   def __init__(self, folder: str | os.PathLike, names: Iterable[str], option: str = "images"):
     """Raises FileNotFoundError when the folder is missing."""
+    check_folder(folder, option)
     self.folder, self.names, self.option = os.fspath(folder), Strings(names), option
-    if not os.path.isdir(self.folder):
-      raise FileNotFoundError(
-        f"image folder {self.folder} does not exist; set `{option}` to the folder of the pictures"
-      )
 
   def __len__(self) -> int:
     return len(self.names)
@@ -317,13 +352,24 @@ class Pictures:
     """The file of picture i."""
     return os.path.join(self.folder, self.names[i])
 
-  def check(self, used: Sequence[int]) -> None:
-    """For start-up: raises FileNotFoundError when none of the first pictures in use exists."""
-    first = [self.path(i) for i in used[:_FIRST]]
-    if not any(map(os.path.isfile, first)):
-      raise FileNotFoundError(
-        f"none of the first {len(first)} pictures exists, for example {first[0]}; check `{self.option}`"
-      )
+  @staticmethod
+  def found(
+    folder: str | os.PathLike, forms: Iterable[Sequence[str]], used: Sequence[int], option: str = "images"
+  ) -> "Pictures":
+    """For start-up: the pictures by the first form of their names by which one of the first in use exists.
+
+    Raises FileNotFoundError when none of them does."""
+    tried = []
+    for names in forms:
+      pictures = Pictures(folder, names, option)
+      first = [pictures.path(i) for i in used[:_FIRST]]
+      if any(map(os.path.isfile, first)):
+        return pictures
+      tried.append(first[0])
+    raise FileNotFoundError(
+      f"none of the first {len(used[:_FIRST])} pictures exists, for example {' or '.join(dict.fromkeys(tried))}; "
+      f"check `{option}`"
+    )
 
   def read(self, i: int, record: str) -> bytes:
     """The encoded picture. Raises BadRecord('missing_image') naming `record`."""

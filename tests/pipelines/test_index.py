@@ -41,7 +41,9 @@ def test_pieces_give_what_json_gives(chunk, tmp_path, ascii_only, indent, bom):
     mine = [record for record in records if record.list == key]
     assert [record.value for record in mine] == CONTENT[key]
     assert [record.number for record in mine] == list(range(len(mine)))
-    assert [index.reread(path, record.begin, record.end) for record in mine] == CONTENT[key]
+    places = index.Places(path, [record.begin for record in mine], [record.end for record in mine])
+    assert places.read(range(len(mine))) == CONTENT[key]
+    assert places.take(np.array([1, 0])).read([0]) == [CONTENT[key][1]]
 
 
 def test_a_file_that_is_a_list(chunk, tmp_path):
@@ -115,6 +117,7 @@ def test_a_broken_record_is_not_read_into_memory_without_end(monkeypatch, tmp_pa
     (lambda r: r.text("half"), "it needs a text"),
     (lambda r: r.flag("big"), "it needs 0 or 1"),
     (lambda r: r.items("text"), "it needs a list"),
+    (lambda r: r.wholes("texts"), "it needs whole numbers"),
     (lambda r: r.numbers("list", 3), "it needs 3 numbers"),
     (lambda r: r.numbers("texts", 2), "it needs 2 numbers"),
   ],
@@ -154,10 +157,10 @@ def test_group_and_inclusive():
 def test_pictures_are_files(tmp_path):
   (tmp_path / "a.jpg").write_bytes(b"xyz")
   pictures = index.Pictures(tmp_path, ["a.jpg", "b.jpg", ".", "/dev/zero", "a\0b"])
-  pictures.check([1, 0])
+  assert index.Pictures.found(tmp_path, [["x"], ["a.jpg"], ["a.jpg", "b.jpg"]], [0]).names[0] == "a.jpg"
   assert pictures.read(0, "r") == b"xyz"
   for i in range(1, 5):
     with pytest.raises(BadRecord, match="missing_image"):
       pictures.read(i, "r")
   with pytest.raises(FileNotFoundError, match="none of the first 2 pictures exists.*check `images`"):
-    pictures.check([1, 2])
+    index.Pictures.found(tmp_path, [["a.jpg", "b", "c"], ["d", "e", "f"]], [1, 2])
