@@ -137,9 +137,9 @@ def base() -> config_dict.ConfigDict:
 
 
 def landscape_and_portrait(*canvases: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-  """Every canvas both ways. Evaluation has the authors' short side 800 with long sides up to 1333 (6.8). In training the
-  short sides are theirs too, and the shape is the one that pictures of 4:3 and 3:2 fill best: with theirs a fifth of
-  the pixels would be padding."""
+  """Every canvas both ways. Evaluation has the authors' short side 800 with long sides up to 1333 (6.8). In training
+  the short sides are theirs too, and the shape is the one that pictures of 4:3 and 3:2 fill best: with theirs a fifth
+  of the pixels would be padding."""
   return tuple(size for height, width in canvases for size in ((height, width), (width, height)))
 
 

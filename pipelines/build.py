@@ -53,7 +53,7 @@ class DataConfig:
   seed: int = 0
   workers: int = 0  # processes; 0: a thread of this one
   skip_limit: float = 0.05  # fraction of unusable records above which training stops (train/skips.py)
-  accept_changed: bool = False  # a run may go on with other sources, weights, canvases, batch or seed than it began with
+  accept_changed: bool = False  # a run may go on with other sources, weights, canvases, batch or seed
 
   def prepare(self) -> PrepareConfig:
     """The part that `pipelines/prepare_example.py` needs."""
@@ -133,7 +133,7 @@ def mix(cfg: DataConfig, sources: tuple[Source, ...]) -> mixture.Mixture:
   """
   for source in sources:
     if cfg.prompt.pack and not source.classes and not isinstance(source, KnowsCaptions):
-      raise ValueError(f"prompt.pack={cfg.prompt.pack}: source {source.name!r} cannot read captions by themselves; use 0")
+      raise ValueError(f"prompt.pack={cfg.prompt.pack}: source {source.name!r} cannot read single captions; use 0")
 
   def sizes(source: int) -> np.ndarray | None:
     return sources[source].sizes() if isinstance(sources[source], KnowsSizes) else None

@@ -95,7 +95,7 @@ def shares(lengths: Sequence[int], weights: Sequence[float], weighting: str, tem
   if not 0 < temperature < math.inf:
     raise ValueError(f"temperature {temperature} has to be a number above 0; 1 leaves the weights as they are")
   if not all(0 < weight < math.inf for weight in weights) or not all(lengths):
-    raise ValueError(f"weights {list(weights)}, lengths {list(lengths)}: both have to be above 0; drop the source instead")
+    raise ValueError(f"weights {list(weights)}, lengths {list(lengths)}: both must be above 0; drop the source")
   amounts = weights if weighting == "share" else [w * n for w, n in zip(weights, lengths, strict=True)]
   evened = [(amount / sum(amounts)) ** (1 / temperature) for amount in amounts]
   return [amount / sum(evened) for amount in evened]

@@ -15,6 +15,7 @@ from pipelines import images, mirror
 from pipelines.concepts import NO_CONCEPT
 from pipelines.masking import MaskingConfig, mask_words
 from pipelines.masks import Mask
+from pipelines.mixture import Mixture, Place
 from pipelines.prompts import (
   Named,
   Prompt,
@@ -25,7 +26,6 @@ from pipelines.prompts import (
   phrases,
   prompt_example,
 )
-from pipelines.mixture import Mixture, Place
 from pipelines.records import BadRecord, Example, KnowsCaptions, Prepared, Source
 from pipelines.words import Encoding, Words
 

@@ -40,8 +40,8 @@ class Skips:
         records.append(record)
     if self._examples >= GRACE and self._here > self._limit * (self._examples + self._here):
       raise TooManySkipped(
-        f"{self._here} of {self._examples + self._here} records could not be used; worst: {self._worst()}; this is more "
-        f"than skip_limit = {self._limit}; repair the data or raise the limit"
+        f"{self._here} of {self._examples + self._here} records could not be used (worst: {self._worst()}), more than "
+        f"skip_limit = {self._limit}; repair the data or raise the limit"
       )
 
   def _worst(self) -> str:

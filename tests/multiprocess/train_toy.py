@@ -21,7 +21,8 @@ def slow_data(start):
   own = slice(jax.process_index(), None, jax.process_count())
   while True:
     time.sleep(0.03)
-    yield types.SimpleNamespace(batch=jax.tree.map(lambda x: x[own], tiny.batch(start)), skipped=(), reduced=(), rows={"toy": 8})
+    batch = jax.tree.map(lambda x: x[own], tiny.batch(start))
+    yield types.SimpleNamespace(batch=batch, skipped=(), reduced=(), rows={"toy": 8})
     start += 1
 
 
