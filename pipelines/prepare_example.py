@@ -211,7 +211,7 @@ def evaluation_example(
   else:
     known = {name for name, _ in prompt.spans}
     fine &= np.array([label in known for label in example.labels], bool)
-    encoding = words.encode(prompt.text)
+    encoding = prompt.encode(words)
     named = name_boxes(prompt, encoding, [label for label, keep in zip(example.labels, fine, strict=True) if keep])
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas)

@@ -81,12 +81,20 @@ class PromptConfig:
 @dataclasses.dataclass(frozen=True)
 class Prompt:
   """A text and what it names: (name, characters [begin, end)) in the order of the text. Class names are as the source
-  spells them; their characters show the cleaned name. `own`: the characters of the example's own caption where others
-  were packed around it."""
+  spells them; their characters show the cleaned name.
+
+  `pieces`: the text of class names cut after each separator. `own`: the characters of the example's own caption where
+  others were packed around it.
+  """
 
   text: str
   spans: tuple[tuple[str, Span], ...]
+  pieces: tuple[str, ...] = ()
   own: Span | None = None
+
+  def encode(self, words: Words) -> Encoding:
+    """The text as tokens."""
+    return words.encode_names(self.pieces) if self.pieces else words.encode(self.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +119,7 @@ def prompt_example(
   """
   if example.kind == "detection":
     prompt, _ = detection_prompt(example.labels, classes, rng, words, cfg)
-    encoding = words.encode(prompt.text)
+    encoding = prompt.encode(words)
     return prompt, encoding, name_boxes(prompt, encoding, example.labels)
   if example.kind != "grounding":
     raise ValueError(f"example kind {example.kind!r} is not known; sources give 'detection' or 'grounding'")
@@ -151,7 +159,7 @@ def detection_prompt(
   else:
     wordings = _wordings(classes, cfg.wordings)
     order = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
-    used = _length(words, cfg.prefix)
+    used = words.count_name(cfg.prefix)
     names = _fitting(order, wordings, words, cfg.separator, used)
     if len(names) < len(order):
       wanted = set(labels)
@@ -186,12 +194,6 @@ def all_classes_prompts(
   return prompts
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _length(words: Words, text: str) -> int:
-  """Tokens of a name, which occurs in every prompt again."""
-  return words.count(text)
-
-
 def _wordings(classes: Sequence[str], wordings: Sequence[Wording]) -> dict[str, Wording]:
   if wordings and len(wordings) != len(classes):
     raise ValueError(f"{len(wordings)} wordings for {len(classes)} classes; give one (before, name, after) per class")
@@ -202,16 +204,16 @@ def _sampled_names(
   labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
 ) -> list[str]:
   """Positives and negatives in random order (reference 6.3)."""
-  room = words.max_tokens - SPECIAL_TOKENS - _length(words, cfg.prefix)
+  room = words.max_tokens - SPECIAL_TOKENS - words.count_name(cfg.prefix)
   positives = []
   for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
-    room -= _length(words, clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
+    room -= words.count_name(clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
     if room < 0:
       break
     positives.append(name)
   negatives = []
   for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
-    room -= _length(words, clean_name(name) + cfg.separator)
+    room -= words.count_name(clean_name(name) + cfg.separator)
     if room <= 0:
       break
     negatives.append(name)
@@ -251,9 +253,9 @@ def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separ
   used += SPECIAL_TOKENS
   for i, name in enumerate(names):
     text = "".join(_wording(name, wordings))
-    if used + _length(words, text) > words.max_tokens:  # the last name has no separator
+    if used + words.count_name(text) > words.max_tokens:  # the last name has no separator
       return names[:i]
-    used += _length(words, text + separator)
+    used += words.count_name(text + separator)
   return names
 
 
@@ -263,17 +265,19 @@ def _wording(name: str, wordings: dict[str, Wording]) -> Wording:
 
 def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  text, spans, places = prefix, [], {}
+  pieces, end, spans, places = [prefix] if prefix else [], len(prefix), [], {}
   for name in names:
     before, shown, after = _wording(name, wordings)
     key = normalised_name(shown)
     if not distinct or key not in places:
-      text += separator if places else ""
-      begin = len(text) + len(before)
-      text += before + shown + after
-      places[key] = (begin, begin + len(shown))
+      if places:
+        pieces[-1] += separator
+        end += len(separator)
+      pieces.append(before + shown + after)
+      places[key] = (end + len(before), end + len(before) + len(shown))
+      end += len(pieces[-1])
     spans.append((name, places[key]))
-  return Prompt(text, tuple(spans))
+  return Prompt("".join(pieces), tuple(spans), tuple(pieces))
 
 
 # Captions.
@@ -309,7 +313,7 @@ def packed_prompt(
     shift = len(packed) if caption == prompt.text else shift
     packed += caption + ("" if caption.endswith(".") else ".") + " "
   moved = tuple((name, (begin + shift, end + shift)) for name, (begin, end) in prompt.spans)
-  return Prompt(packed, moved, (shift, shift + len(prompt.text))), shift
+  return Prompt(packed, moved, own=(shift, shift + len(prompt.text))), shift
 
 
 def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
@@ -338,12 +342,13 @@ def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Nam
   """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
   every class in the prompt (reference 6.1, 11.9)."""
   named = phrases(prompt, encoding)
-  rows = dict(zip((phrase.name for phrase in named), phrase_map(named, len(encoding.tokens)), strict=True))
-  nothing = np.zeros(len(encoding.tokens), bool)
-  positive_map = np.array([rows.get(label, nothing) for label in labels], bool).reshape(len(labels), len(nothing))
+  tokens = {phrase.name: list(phrase.tokens) for phrase in named}
+  positive_map = np.zeros((len(labels), len(encoding.tokens)), bool)
+  for row, label in zip(positive_map, labels, strict=True):
+    row[tokens.get(label, [])] = True
   token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
-  for name, row in rows.items():
-    token_concept[row] = concept_id(name)
+  for name, positions in tokens.items():
+    token_concept[positions] = concept_id(name)
   return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
 
 
