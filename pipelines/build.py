@@ -16,6 +16,7 @@ from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
 from pipelines.prompts import Prompt, PromptConfig, all_classes_prompts, check_classes
 from pipelines.records import (
+  GROUNDED,
   BadRecord,
   HostBatch,
   KnowsCaptions,
@@ -120,6 +121,12 @@ def train_batches(
     raise ValueError(f"sources={cfg.sources!r}, canvases={cfg.canvases!r}: training needs at least one of each")
   words = words or load_words(cfg.tokenizer, cfg.max_tokens)
   sources = sources or open_sources(cfg, words)
+  for source in sources:
+    if source.kind not in GROUNDED:
+      raise ValueError(
+        f"source {source.name!r} has no boxes (kind {source.kind!r}): trained on, it would teach that every word names "
+        "background; let a teacher find boxes first (`glipv2 pseudo-label`) and train on what that writes"
+      )
   place = mix(cfg, sources)
   examples = mixture.stream(place).map_with_index(Prepare(sources, words, cfg.prepare(), place))
   return _batches(examples, cfg, host, hosts, cfg.workers, start_step)
@@ -132,7 +139,7 @@ def mix(cfg: DataConfig, sources: tuple[Source, ...]) -> mixture.Mixture:
   packs captions.
   """
   for source in sources:
-    if cfg.prompt.pack and not source.classes and not isinstance(source, KnowsCaptions):
+    if cfg.prompt.pack and source.kind == "grounding" and not isinstance(source, KnowsCaptions):
       raise ValueError(f"prompt.pack={cfg.prompt.pack}: source {source.name!r} cannot read single captions; use 0")
 
   def sizes(source: int) -> np.ndarray | None:

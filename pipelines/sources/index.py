@@ -337,6 +337,17 @@ def check_folder(folder: str | os.PathLike, option: str = "images") -> None:
     raise FileNotFoundError(f"image folder {folder} does not exist; set `{option}` to the folder of the pictures")
 
 
+def read_picture(path: str, record: str) -> bytes:
+  """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
+  if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
+    raise BadRecord("missing_image", record, f"{path}: no such file")
+  try:
+    with open(path, "rb") as stream:
+      return stream.read()
+  except OSError as error:
+    raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+
+
 class Pictures:
   """The image files of a source: one folder, a name in it for each picture."""
 
@@ -373,11 +384,4 @@ class Pictures:
 
   def read(self, i: int, record: str) -> bytes:
     """The encoded picture. Raises BadRecord('missing_image') naming `record`."""
-    path = self.path(i)
-    if not os.path.isfile(path):  # before it is opened: a pipe or a device would never end
-      raise BadRecord("missing_image", record, f"{path}: no such file")
-    try:
-      with open(path, "rb") as stream:
-        return stream.read()
-    except OSError as error:
-      raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+    return read_picture(self.path(i), record)

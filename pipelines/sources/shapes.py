@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from pipelines.masks import from_pixels
-from pipelines.records import Example, Span
+from pipelines.records import Example, Question, Span
 from pipelines.sources.shapes_scene import COLOURS, HELD_OUT, KINDS, SEEN, Scene, Thing, make_scene
 from pipelines.sources.shapes_text import write_caption, write_questions
 
@@ -65,6 +65,7 @@ class Shapes:
       raise ValueError(f"shapes: give a config or its fields, not both (fields: {', '.join(options)})")
     self.config = config or ShapesConfig(**options)
     self.name = self.config.name or f"shapes_{self.config.split}"
+    self.kind = self.config.task
     zero_shot = self.config.split == "zero_shot"
     self._pairs = frozenset(HELD_OUT + SEEN if zero_shot else SEEN)
     pairs = self.config.names == "pair"
@@ -108,7 +109,10 @@ class Shapes:
       image_id=int(index),
       kind=self.config.task,
       image=scene.image,
-      questions=write_questions(scene.things, side, self._pairs, self._rng(int(index), 2)),
+      questions=tuple(
+        Question(question, (answer,))
+        for question, answer in write_questions(scene.things, side, self._pairs, self._rng(int(index), 2))
+      ),
     )
     boxes = np.array([thing.box for thing in scene.things], np.float32).reshape(-1, 4)
     masks = tuple(map(from_pixels, scene.masks))

@@ -150,7 +150,7 @@ def test_training_never_shows_or_names_the_held_out_pairs(scenes):
     assert not held_out.intersection(tuple(name.split()) for name in source.classes)
     for scene, example in scenes[split]:
       assert not held_out.intersection((t.colour, t.kind) for t in scene.things)
-      for line in (example.caption, *(line for pair in example.questions for line in pair)):
+      for line in (example.caption, *(line for q in example.questions for line in (q.text, *q.answers))):
         assert not any(re.search(rf"\b{colour} {kind}", line) for colour, kind in held_out), line
   source = Shapes(split="zero_shot")
   assert set(source.unseen_classes) == {f"{c} {k}" for c, k in held_out} and len(set(source.classes)) == 64
@@ -222,7 +222,7 @@ def test_answers_are_true(scenes):
   forms = dict.fromkeys(("count", "existence", "relation", "attribute"), 0)
   for scene, example in (pair for split in scenes.values() for pair in split):
     things, side = scene.things, min(scene.image.shape[:2])
-    for question, answer in example.questions:
+    for question, (answer,) in ((q.text, q.answers) for q in example.questions):
       assert answer in shapes_text.ANSWERS
       if match := re.fullmatch(r"how many (.+) are there\?", question):
         forms["count"] += 1
@@ -248,7 +248,7 @@ def test_words_are_in_the_vocabulary(scenes):
   words = set(shapes_text.vocabulary())
   used = {" ".join(Shapes(split="zero_shot").classes)}
   for _, example in (pair for split in scenes.values() for pair in split):
-    used |= {example.caption, *(line for pair in example.questions for line in pair)}
+    used |= {example.caption, *(line for q in example.questions for line in (q.text, *q.answers))}
   assert {word for line in used for word in re.findall(r"\w+|[^\w\s]", line)} <= words
   path = pathlib.Path(shapes_text.__file__).parents[1] / "vocab" / "shapes.txt"
   assert words <= set(path.read_text().split())
