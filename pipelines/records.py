@@ -67,9 +67,7 @@ class Example:
   labels: tuple[str, ...] = ()  # detection: class name of each box
   caption: str = ""  # grounding, caption
   spans: tuple[tuple[Span, ...], ...] = ()  # grounding: per box, character spans into caption
-  absent: tuple[str, ...] | None = (
-    None  # detection: the classes that are known not to be in the picture; None: all others
-  )
+  absent: tuple[str, ...] | None = None  # detection: classes known not to be in the picture; None: all others
   unsure: tuple[str, ...] = ()  # detection: classes of which something may be in the picture without a box (crowds)
   masks: tuple[Mask | None, ...] | None = None  # per box, None for a box without one; None: the source gives none
   questions: tuple[Question, ...] = ()

@@ -57,7 +57,7 @@ class Flickr30k:
     for part in (folder / "Sentences", folder / "Annotations", folder / f"{split}.txt"):
       if not part.exists():
         raise FileNotFoundError(f"{part} does not exist; set `root` to the folder of Flickr30k Entities and `split`")
-    ids = (folder / f"{split}.txt").read_text(encoding="utf-8").split()
+    ids = (folder / f"{split}.txt").read_text(encoding="utf-8", errors="replace").split()  # what is no digit is named
     wrong = [i for i in ids if not (i.isascii() and i.isdigit() and len(i) < 19)]
     if wrong or not ids:
       raise ValueError(f"{folder / split}.txt needs one picture id per line, not {(wrong or ['nothing'])[0]!r:.40}")

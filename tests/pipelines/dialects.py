@@ -314,8 +314,26 @@ def read_all(source):
 def same(a, b) -> bool:
   if isinstance(a, BadRecord) or isinstance(b, BadRecord):
     return isinstance(a, BadRecord) and isinstance(b, BadRecord) and a.reason == b.reason
-  fields = ("image_id", "text_id", "kind", "image", "caption", "labels", "spans", "questions", "image_size")
-  return all(getattr(a, f) == getattr(b, f) for f in fields) and np.array_equal(a.boxes_xyxy_px, b.boxes_xyxy_px)
+  fields = (
+    "image_id",
+    "text_id",
+    "kind",
+    "image",
+    "caption",
+    "labels",
+    "spans",
+    "questions",
+    "image_size",
+    "absent",
+    "unsure",
+  )
+  alike = all(getattr(a, f) == getattr(b, f) for f in fields)
+  return alike and np.array_equal(a.boxes_xyxy_px, b.boxes_xyxy_px, equal_nan=True) and regions(a) == regions(b)
+
+
+def regions(example):
+  """The masks of an example in a form that can be compared."""
+  return example.masks and [mask and mask.to_coco() for mask in example.masks]
 
 
 def copied(source):
