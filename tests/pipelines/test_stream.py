@@ -13,6 +13,8 @@ from pipelines.masking import MaskingConfig
 from pipelines.prompts import PromptConfig
 from pipelines.records import GROUNDED
 from pipelines.sources import open_source
+from pipelines.sources.shapes import Shapes
+from pipelines.words import load_words
 from tests.pipelines.box_dialects import BOX_WRITERS
 from tests.pipelines.dialects import WRITERS
 from tests.pipelines.test_mixture import read, same
@@ -67,12 +69,26 @@ def test_every_dialect_in_one_stream_is_exact(entries):
       assert half.info == whole.info[rows]
 
 
-def test_captions_are_packed_and_only_the_own_one_is_predicted(entries):
-  cfg = config([entries["mdetr"]], batch=4)
-  packed = [batch for batch in read(cfg, 12) if any(info.text.endswith(". ") for info in batch.info)]
-  assert packed
-  for batch in packed:
-    assert (batch.batch.positive_map.any((1, 2)) == batch.batch.boxes_valid.any(1)).all()
+def test_captions_are_packed_with_others_of_their_source_and_only_the_own_one_is_predicted():
+  source = Shapes(task="grounding", size=(64, 64), length=20)
+  captions = [source.caption(i) for i in range(20)]
+  entry = ("shapes", 1.0, (("task", "grounding"), ("size", (64, 64)), ("length", 20)))
+  cfg = config([entry], batch=8, canvases=((64, 64),), max_tokens=128, flip=0.0)
+  cfg = dataclasses.replace(cfg, masking=MaskingConfig(probability=1.0, own_caption_only=True))
+  words, packed = load_words("shapes", 128), 0
+  for batch in read(cfg, 4):
+    for row, info in enumerate(batch.info):
+      own = captions[info.image_id]
+      begin = info.text.index(own)
+      assert info.text.count(own) == 1 and (info.text == own or info.text.endswith(". "))
+      packed += info.text != own
+      others = info.text[:begin] + info.text[begin + len(own) :]
+      assert not set(filter(None, others.split(". "))) - {c.removesuffix(".") for c in captions} - {"."}
+      first = 1 + words.count(info.text[:begin])
+      predicted = np.flatnonzero(batch.batch.mlm_labels[row] >= 0)
+      assert predicted.tolist() == list(range(first, first + words.count(own)))
+      assert set(np.flatnonzero(batch.batch.positive_map[row].any(0))) <= set(predicted.tolist())
+  assert packed > 10
 
 
 BROKEN = {  # reason -> what happens to the picture's file
