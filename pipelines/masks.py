@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 if TYPE_CHECKING:
   from pipelines.images import Geometry
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000  # of a picture that run lengths may describe
 _FAR = 1e9  # whatever lies further away is refused all the same
 
 

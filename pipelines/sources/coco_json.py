@@ -2,7 +2,7 @@
 
 Everything that is wrong with the file as a whole stops here, at start-up, with the name, the value and the remedy; what
 is wrong with one picture or box is found when it is read (`pipelines/prepare_example.py`). The index takes 20 bytes per
-box (32 with masks, which stay in the file) and 40 bytes and the name per picture: 0.6 GB for the 25 million boxes of
+box (32 with masks, which stay in the file) and 48 bytes and the name per picture: 0.6 GB for the 25 million boxes of
 Objects365.
 """
 

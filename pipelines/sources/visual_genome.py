@@ -1,8 +1,8 @@
 """Visual Genome: objects with free names (detection), and phrases of regions (grounding).
 
 Names are lower-cased and stripped; the most frequent ones are the vocabulary, boxes with other names are left out. Half
-of the pictures are COCO's: `without` leaves out those of an evaluation set. The index takes 20 bytes per object (3.8
-million), or 28 and the phrase per region (5.4 million), and 60 per picture.
+of the pictures are COCO's: `without` leaves out those of an evaluation set. The index takes 24 bytes per object (3.8
+million), or 36 and the phrase per region (5.4 million), and 40 and the name of the file per picture.
 """
 
 import collections

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines import images
+from pipelines.prepare_example import PrepareConfig, train_example
 from pipelines.records import BadRecord
 from pipelines.sources import open_source
 from pipelines.sources.refcoco import read_plain_pickle
@@ -340,3 +341,27 @@ def test_refcoco_sample(shared):
       assert images.size_of(example.image) == example.image_size
       seen += 1
   assert seen == 22
+
+
+# All of them, as training uses them.
+
+
+@pytest.mark.parametrize("name", dialects.BOX_WRITERS)
+def test_every_record_becomes_a_training_example(tmp_path, name, shapes):
+  """Boxes inside the picture, each named by tokens, each with its mask at the same place on the canvas."""
+  kind, write, _ = dialects.BOX_WRITERS[name]
+  source = open_source(kind, **write(tmp_path))
+  cfg = PrepareConfig(canvases=((40, 60),), batch=1, flip=1.0, swap_sides=False)
+  for i in range(len(source)):
+    rng = np.random.default_rng(i)
+    prepared = train_example(source[i], source.classes, shapes, cfg, (40, 60), rng)
+    boxes = prepared.boxes_xyxy_px
+    assert len(boxes) == len(source[i].boxes_xyxy_px) and prepared.reduced == () and prepared.positive_map.any(1).all()
+    assert {phrase.name for phrase in prepared.phrases} <= set(source[i].vocabulary(source.classes)) | {
+      source[i].caption
+    }
+    if prepared.masks is None:
+      continue
+    for mask, own in zip(prepared.masks, source[i].masks, strict=True):
+      wanted = own.pixels()[:, ::-1].repeat(2, 0).repeat(2, 1)
+      np.testing.assert_array_equal(mask.pixels(), wanted)
