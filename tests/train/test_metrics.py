@@ -36,13 +36,15 @@ def read(folder):
 def test_lines_come_one_step_late_and_only_when_due(tmp_path):
   recording, files = recorder(tmp_path)
   for step in range(1, 5):
-    recording.step(step, values(step), images=8, data_seconds=0.25, notes={"canvas": [4, 6]})
+    rows, padding = {"a": 6, "b": step}, step / 10
+    recording.step(step, values(step), 8, 0.25, {"canvas": [4, 6]}, rows, padding)
   assert [line["step"] for line in read(tmp_path)] == [1, 2]  # step 4 runs
   recording.flush()
   files.close()
   lines = read(tmp_path)
   assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (4, 4.0)]
   assert lines[2]["data_seconds"] == 0.5 and lines[2]["canvas"] == [4, 6]
+  assert lines[2]["rows"] == {"a": 12, "b": 7} and lines[2]["padding"] == 0.35  # of steps 3 and 4
   assert lines[2]["images_per_second"] > 0 and lines[2]["seconds"] >= lines[0]["seconds"]
 
 
