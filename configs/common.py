@@ -5,23 +5,37 @@ every field is present with its final type; ordered things are tuples; `{root}` 
 `data.root`; a config file changes values and never adds keys, so `--config.section.field=value` fails on a typo.
 """
 
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
 from ml_collections import config_dict
 
+# The paper's Table 4: the terms of equation 2 that each row trains. L_loc is two of ours.
+TABLE_4 = {
+  "1": (),  # no pre-training: the network it would start from
+  "2": ("mlm",),
+  "3": ("box", "centerness", "intra"),
+  "4": ("box", "centerness", "intra", "mlm"),
+  "5": ("box", "centerness", "intra", "inter"),
+  "6": ("box", "centerness", "intra", "inter", "mlm"),
+}
 
-def parse_arg(arg: str | None, choices: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-  """'b,debug' -> ('b', {'debug': 'true'}): the family member, the first of `choices` when none is named, and switches.
 
-  Raises ValueError for a word that is neither a choice nor 'debug'.
+def parse_arg(
+  arg: str | None, choices: tuple[str, ...], options: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> tuple[str, dict[str, str]]:
+  """'b,row=3,debug' -> ('b', {'row': '3', 'debug': 'true'}): the family member, the first of `choices` when none is
+  named, and switches: 'debug' and the `options`, name -> values.
+
+  Raises ValueError for a word that is none of these.
   """
   words = [word for word in (arg or "").split(",") if word]
   member = words.pop(0) if words and words[0] in choices else choices[0]
-  switches = {}
+  known = ["debug", *(f"{name}={value}" for name, values in options.items() for value in values)]
   for word in words:
-    name, _, value = word.partition("=")
-    if name != "debug":
-      raise ValueError(f"{word!r} is not known after the colon; known: {', '.join(choices)} and 'debug'")
-    switches[name] = value or "true"
-  return member, switches
+    if word not in known:
+      raise ValueError(f"{word!r} is not known after the colon; known: {', '.join([*choices, *known])}")
+  return member, {name: value or "true" for name, _, value in (word.partition("=") for word in words)}
 
 
 def base() -> config_dict.ConfigDict:
@@ -32,6 +46,8 @@ def base() -> config_dict.ConfigDict:
   c.model.variant = "glip_t"
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
+  c.model.deform = "auto"
+  c.model.loop = False
   c.model.remat = ("dyconv",)
   c.model.mlm = False  # the head of L_mlm
   c.model.inter_dim = 0  # 64: the network has the head of L_inter
@@ -156,6 +172,17 @@ def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> 
   )
 
 
+def mdetr_json(annotations: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: texts with grounded phrases in MDETR's json form, and their image folder."""
+  fields = dict(kind="mdetr_json", weight=weight, annotations=annotations, images=images, name=name)
+  return config_dict.ConfigDict(fields)
+
+
+def glip_tsv(data: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: a set in GLIP's TSV container (its yaml file; with * all that match)."""
+  return config_dict.ConfigDict(dict(kind="glip_tsv", weight=weight, data=data, name=name))
+
+
 # Misspelt names of Objects365 v2. Equal names agree across data sets: its Dinning Table and COCO's dining table.
 OBJECTS365_NAMES = (
   ("Moniter/TV", "Monitor/TV"),
@@ -248,3 +275,15 @@ def small(c: config_dict.ConfigDict) -> None:
     (r".*", 1.0, 1.0),
   )
   c.loss.weights = config_dict.ConfigDict(dict(intra=3.0, inter=0.0, box=1.0, centerness=0.5, mlm=0.0))
+
+
+def train_only(c: config_dict.ConfigDict, row: str) -> None:
+  """A row of Table 4: the terms that it does not have get the weight 0.0, which removes their computation.
+
+  Row 1, no pre-training, is a run of no steps: its checkpoint holds what the others start from.
+  """
+  for name in c.loss.weights:
+    if name not in TABLE_4[row]:
+      c.loss.weights[name] = 0.0
+  if not TABLE_4[row]:
+    c.train.total_steps = 0

@@ -5,8 +5,10 @@
 
 Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
-on each. On a CPU, --cpu_devices=2 splits the batch over two devices.
-The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
+on each, or --cluster=slurm|tpu|gke-tpu (launch/hosts.py; the scripts beside it start all of them). On a CPU,
+--cpu_devices=2 splits the batch over two devices.
+The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json. SIGTERM saves a
+checkpoint and ends with status 75: start again to go on. Statuses 1 and 2 are mistakes that would repeat.
 """
 
 import json
@@ -23,7 +25,7 @@ from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint, loop, objective
 from glipv2_jax.train.metrics import TrainingDiverged
 from glipv2_jax.train.skips import TooManySkipped
-from launch import scoring
+from launch import hosts, scoring
 from launch.experiment import Experiment, from_tree
 from launch.predicting import Predictor
 from pipelines.build import open_sources, train_batches
@@ -115,30 +117,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
   flags.DEFINE_integer("cpu_devices", None, "split the CPU into so many devices", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several hosts", flag_values=values)
-  flags.DEFINE_integer("process_count", None, "number of processes", flag_values=values)
-  flags.DEFINE_integer("process_id", None, "number of this process", flag_values=values)
+  for name, (default, kind, text) in hosts.OPTIONS.items():
+    define = flags.DEFINE_integer if kind is int else flags.DEFINE_string
+    define(name, default, text, flag_values=values)
   try:
     values(arguments)
     for name in ("config", "workdir"):
       if values[name].value is None:
         raise app.UsageError(f"--{name} is needed; see `glipv2 train --help`")
     experiment = from_tree(config.value.to_dict())
+    place = hosts.Hosts(**{name: values[name].value for name in hosts.OPTIONS})
   except (flags.Error, app.UsageError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
     return _stop(error)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
   if values.cpu_devices is not None:
     jax.config.update("jax_num_cpu_devices", values.cpu_devices)
-  if values.coordinator is not None:
-    jax.distributed.initialize(values.coordinator, values.process_count, values.process_id)
+
+  def program() -> int:
+    try:
+      result = run(experiment, pathlib.Path(values.workdir))
+    except (OSError, ValueError, TrainingDiverged, TooManySkipped) as error:
+      return _stop(error)
+    if jax.process_index() == 0:
+      print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
+    return hosts.RESTART if result.status == "stopped" else 0
+
   try:
-    result = run(experiment, pathlib.Path(values.workdir))
-  except (OSError, ValueError, TrainingDiverged, TooManySkipped) as error:
+    return hosts.run(place, program)
+  except ValueError as error:
     return _stop(error)
-  if jax.process_index() == 0:
-    print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
-  return 0
 
 
 def _stop(error: Exception) -> int:

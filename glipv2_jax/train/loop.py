@@ -173,6 +173,8 @@ def train(
       if evaluate and _due(step, config.eval_every, config.total_steps):
         run_evaluation(step)
 
+    if not config.total_steps:  # a run that only makes the network it would start from, for others to start from
+      save(0)
     recorder.flush()
     return Result("finished", config.total_steps, recorder.seconds)
 
