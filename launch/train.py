@@ -14,23 +14,26 @@ checkpoint and ends with status 75: start again to go on. Statuses 1 and 2 are m
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from glipv2_jax.parallel.mesh import make_mesh
-from glipv2_jax.train import loop, objective
+from glipv2_jax.train import checkpoint, loop, objective
 from glipv2_jax.train.metrics import TrainingDiverged
 from glipv2_jax.train.skips import TooManySkipped
 from launch import hosts, scoring
 from launch.experiment import Experiment, from_tree
 from launch.predicting import Predictor
-from pipelines.build import train_batches
+from pipelines.build import open_sources, train_batches
 from pipelines.words import load_words
 
 METRICS = "metrics.json"
+# Which example stands where in the stream follows from these fields of config.data and the lengths of the sources.
+STREAM = ("sources", "weighting", "temperature", "canvases", "batch", "seed", "records")
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
@@ -38,14 +41,17 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
   workdir.mkdir(parents=True, exist_ok=True)
   words = load_words(experiment.data.tokenizer, experiment.data.max_tokens)
   check_vocabulary(experiment, words.vocab_size)
+  sources = open_sources(experiment.data, words)
+  record = {**experiment.record, "records": {source.name: len(source) for source in sources}}
+  check_data(experiment, record, workdir)
   if jax.process_index() == 0:
-    write_json(workdir / "config.json", experiment.record)
+    write_json(workdir / "config.json", record)
   mesh = make_mesh(experiment.train.data, experiment.train.fsdp)
   predictor = Predictor(experiment.model, experiment.infer, mesh)
 
   def data(start: int):
     place = dict(host=jax.process_index(), hosts=jax.process_count())
-    return train_batches(experiment.data, start_step=start, words=words, **place)
+    return train_batches(experiment.data, start_step=start, words=words, sources=sources, **place)
 
   def evaluate(params, step: int) -> dict[str, float]:
     report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, words=words)
@@ -60,7 +66,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     data,
     workdir,
     variant=experiment.variant,
-    record=experiment.record,
+    record=record,
     evaluate=evaluate if experiment.evaluation.sources else None,
   )
 
@@ -72,6 +78,23 @@ def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
     raise ValueError(
       f"tokenizer {experiment.data.tokenizer!r} has {vocab_size} tokens, variant {experiment.variant!r} embeds "
       f"{text.vocab_size}; use another tokenizer or variant"
+    )
+
+
+def check_data(experiment: Experiment, record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Raises ValueError when the run's newest checkpoint was trained on another stream of examples than `record` (the
+  configuration and the length of every source) describes, unless data.accept_changed says that this is meant."""
+  try:
+    before = checkpoint.read_meta(workdir)
+  except FileNotFoundError:
+    return
+  new = json.loads(json.dumps({**record["data"], "records": record["records"]}))
+  old = before.config["data"] | {name: value for name, value in before.config.items() if name == "records"}
+  changed = [f"{name}: {old[name]} -> {new[name]}" for name in STREAM if name in old and old[name] != new[name]]
+  if changed and not experiment.data.accept_changed:
+    raise ValueError(
+      f"{workdir} was trained up to step {before.step} on other data, so it would not go on where it stopped: "
+      f"{'; '.join(changed)}. Undo the change, or state it with --config.data.accept_changed=True"
     )
 
 

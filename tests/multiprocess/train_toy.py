@@ -29,7 +29,8 @@ def slow_data(fail, stall, start):
     time.sleep(3600 if (process, start + 1) == stall else 0.03)
     if (process, start + 1) == fail:
       raise OSError(f"the disk of process {process} is gone")
-    yield types.SimpleNamespace(batch=jax.tree.map(lambda x: x[own], tiny.batch(start)), skipped=(), reduced=())
+    batch = jax.tree.map(lambda x: x[own], tiny.batch(start))
+    yield types.SimpleNamespace(batch=batch, skipped=(), reduced=(), rows={"toy": len(batch.image)})
     start += 1
 
 

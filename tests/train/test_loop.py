@@ -139,7 +139,7 @@ def test_divergence_names_step_and_term_and_leaves_no_bad_checkpoint(tmp_path):
       batch = feed.batch
       if start == 6:
         batch = dataclasses.replace(batch, image_size=batch.image_size * 0)
-      yield types.SimpleNamespace(batch=batch, skipped=(), reduced=())
+      yield types.SimpleNamespace(batch=batch, skipped=(), reduced=(), rows={"toy": 8})
 
   with pytest.raises(metrics.TrainingDiverged, match="step 6: .*other.* not finite"):
     train(tmp_path, data=data, objective=dataclasses.replace(toy.OBJECTIVE, loss=loss))
