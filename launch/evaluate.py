@@ -3,8 +3,8 @@
   glipv2 evaluate --checkpoint runs/demo --out metrics.json
   glipv2 evaluate --task coco --annotations instances.json --predictions results.json --iou-type segm --out metrics.json
 
-Detection sources give COCO's AP, grounding sources Recall@1, 5, 10. Several hosts: --coordinator=HOST:PORT
---process_count=N --process_id=I on each; all predict, process 0 scores and writes.
+Detection sources give COCO's AP, grounding sources Recall@1, 5, 10. Several hosts (options as of `glipv2 train`): all
+predict, process 0 scores and writes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from absl import flags
 from eval import tasks
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint
-from launch import experiment, predicting, scoring
+from launch import experiment, hosts, predicting, scoring
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,18 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("give --checkpoint DIR, or --task NAME with --annotations and --predictions")
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
+
+  def program() -> int:
+    try:
+      report = run(options) if options.task is None else score_files(options)
+    except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
+      return _stop(error)
+    if report:
+      print(scoring.table(report) if options.task is None else headline(report))
+      if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
   try:
-    if options.coordinator is not None:
-      jax.distributed.initialize(options.coordinator, options.process_count, options.process_id)
-    report = run(options) if options.task is None else score_files(options)
-  except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
-    print(f"glipv2 evaluate: {error}", file=sys.stderr)
-    return 1
-  if report:
-    print(scoring.table(report) if options.task is None else headline(report))
-    if options.out is not None:
-      options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-  return 0
+    place = hosts.Hosts(**{name: getattr(options, name) for name in hosts.OPTIONS})
+    return hosts.run(place, program)
+  except ValueError as error:
+    return _stop(error)
+
+
+def _stop(error: Exception) -> int:
+  print(f"glipv2 evaluate: {error}", file=sys.stderr)
+  return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,9 +80,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--batch", type=int, help="rows of the global batch (default: eval.batch of the configuration)")
   parser.add_argument("--root", help="where the data lies (default: data.root of the configuration)")
   parser.add_argument("--fsdp", type=int, default=1, help="devices that the parameters are split over")
-  parser.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for several hosts")
-  parser.add_argument("--process_count", type=int)
-  parser.add_argument("--process_id", type=int)
+  for name, (default, kind, text) in hosts.OPTIONS.items():
+    parser.add_argument(f"--{name}", default=default, type=kind, help=text)
   return parser
 
 
