@@ -30,7 +30,7 @@ def report_of(count, folder):
     for i in range(count)
   ]
   try:
-    errors = [process.communicate(timeout=240)[1] for process in running]
+    errors = [process.communicate(timeout=900)[1] for process in running]
   finally:
     for process in running:
       process.kill()
