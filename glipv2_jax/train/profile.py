@@ -45,8 +45,8 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
 
   Seconds: the cycles, and for the instructions that have no estimate (gathers, scatters, sorts, foreign kernels; listed
   under 'not_estimated') at least the time that their bytes take through the HBM. Collectives and asynchronous copies
-  are taken to run beside the computation; their bytes are listed. Of a condition the cheaper branch counts; 'at_most' says
-  what the dearer ones come to (places of the deformable convolution that leave their windows in every stage).
+  are taken to run beside the computation; their bytes are listed. Of a condition the cheaper branch counts; 'at_most'
+  says what the dearer ones come to (places of the deformable convolution that leave their windows in every stage).
   """
   program = hlo.Program(text)
   uses = program.uses()
