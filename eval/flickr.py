@@ -61,9 +61,9 @@ def evaluate(split: str | pathlib.Path, predictions: Source) -> dict[str, Any]:
   per_type: dict[str, dict[str, float]] = {}
   for prefix, of_protocol in (("", phrases), ("merged/", merged)):
     report = recall(of_protocol)
-    result |= _named(report, prefix)
+    result |= named(report, prefix)
     for kind, numbers in report["per_kind"].items():
-      per_type.setdefault(kind, {}).update(_named(numbers, prefix))
+      per_type.setdefault(kind, {}).update(named(numbers, prefix))
   return {**result, "phrases": len(phrases), "missing_sentences": missing, "per_type": per_type}
 
 
@@ -73,19 +73,26 @@ def _found(predictions: Source, sentences: dict) -> dict[tuple[str, int], list]:
   for i, record in enumerate(records):
     image_id, sentence_id, boxes = fields(record, i, name, "image_id", "sentence_id", "boxes")
     key = (str(image_id), int(sentence_id))
-    if key in sentences and len(boxes) != len(sentences[key]) and (boxes or sentences[key]):
-      raise ValueError(
-        f"{name}: record {i} has boxes for {len(boxes)} phrases, but sentence {key[1]} of image {key[0]} has "
-        f"{len(sentences[key])} phrases with boxes; give one list of boxes for each"
-      )
-    for j, of_phrase in enumerate(boxes):
-      if not all(is_box(box) and np.isfinite(box).all() for box in of_phrase):
-        raise ValueError(f"{name}: record {i}, phrase {j} has a box that is not four finite numbers x1, y1, x2, y2")
+    wanted = len(sentences[key]) if key in sentences else len(boxes)
+    check_ranked(boxes, wanted, f"{name}: record {i}", f"sentence {key[1]} of image {key[0]}")
     rows.append((i, key, boxes))
   return by_key(rows, sentences, name, "image and sentence")
 
 
-def _named(report: dict[str, Any], prefix: str) -> dict[str, float | None]:
+def check_ranked(boxes: list, phrases: int, record: str, text: str) -> None:
+  """Raises ValueError unless there is one list of boxes x1, y1, x2, y2 for each phrase of the text."""
+  if len(boxes) != phrases:
+    raise ValueError(
+      f"{record} has boxes for {len(boxes)} phrases, but {text} has {phrases} phrases with boxes; give one list of "
+      "boxes for each"
+    )
+  for j, of_phrase in enumerate(boxes):
+    if not all(is_box(box) and np.isfinite(box).all() for box in of_phrase):
+      raise ValueError(f"{record}, phrase {j} has a box that is not four finite numbers x1, y1, x2, y2")
+
+
+def named(report: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
+  """The recalls of `eval.grounding.recall` by their short names, R@1 ..."""
   names = {f"R@{k}": f"grounding_recall_at_{k}" for k in RANKS} | {"R@upper_bound": "grounding_recall_upper_bound"}
   return {prefix + short: report[long] for short, long in names.items()}
 

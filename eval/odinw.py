@@ -30,8 +30,12 @@ def evaluate(
     lacking = "annotations" if name in predictions else "predictions"
     raise ValueError(f"ODinW set {name!r} has no {lacking}; give both for every set ({len(annotations)} annotated)")
   per_set = {name: coco.evaluate_boxes(annotations[name], predictions[name], engine=engine) for name in annotations}
-  means = {key: _mean([numbers[key] for numbers in per_set.values()]) for key in coco.STATS}
-  return {**means, "sets": len(per_set), "per_set": per_set}
+  return {**means(per_set), "per_set": per_set}
+
+
+def means(per_set: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """COCO's numbers averaged over the sets, and 'sets'; a set that has None for a number takes no part in its mean."""
+  return {key: _mean([numbers[key] for numbers in per_set.values()]) for key in coco.STATS} | {"sets": len(per_set)}
 
 
 def evaluate_files(manifest: str | pathlib.Path, folder: str | pathlib.Path) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def evaluate_files(manifest: str | pathlib.Path, folder: str | pathlib.Path) -> 
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder} is not a folder; give one with a JSON file of predictions for each ODinW set")
-  runs = sorted(path for path in folder.iterdir() if path.is_dir())
+  runs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
   if not runs:
     return evaluate(annotations, _predictions(folder))
   return summarise({run.name: evaluate(annotations, _predictions(run)) for run in runs})

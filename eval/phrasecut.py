@@ -1,4 +1,4 @@
-"""PhraseCut: mean and cumulative IoU and Pr@ of referred regions, overall and by the data set's subsets.
+"""PhraseCut: mean and cumulative IoU and Pr@ of referred regions (or of boxes around them), in all and by subset.
 
 The paper's number is the mean IoU over phrases. The subsets (by category rank, number of instances, structure of the
 phrase, size, kind of attribute ...) are those of the data set's own evaluator.
@@ -14,31 +14,37 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
 from eval import phrasecut_words
-from eval.files import by_key, fields, read_json, read_records, run_length
+from eval.files import by_key, fields, is_box, read_json, read_records, run_length
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _TASK = ("task_id", "image_id", "Polygons", "instance_boxes", "phrase_structure")
 
 
 def evaluate(
-  refer: str | pathlib.Path, predictions: str | pathlib.Path | Iterable[Mapping[str, Any]]
+  refer: str | pathlib.Path, predictions: str | pathlib.Path | Iterable[Mapping[str, Any]], iou_type: str = "segm"
 ) -> dict[str, Any]:
   """mIoU, cIoU and Pr@0.5 ... Pr@0.9 (strictly above), and the same by subset; fractions.
 
   `refer`: refer_SPLIT.json, with image_data_split.json and name_att_rel_count.json beside it; `predictions`: the
   folder of TASK_ID.png masks (not black = region) that the official tool takes, or records (or a JSON file of them)
-  {task_id, segmentation} with one run-length mask of the whole region. A phrase without prediction counts as an empty
-  one and in 'missing'. Raises ValueError naming the file or record that is wrong.
+  {task_id, segmentation} with one run-length mask of the whole region. `iou_type` 'bbox' scores the region that boxes
+  cover: records {task_id, boxes} with any number of boxes x, y, width, height in pixels. A phrase without prediction
+  counts as an empty one and in 'missing'. Raises ValueError naming the file or record that is wrong.
   """
   tasks, images, counts = _load(pathlib.Path(refer))
-  given = _predictions(predictions, tasks)
+  given = _boxes(predictions, tasks) if iou_type == "bbox" else _predictions(predictions, tasks)
   rows: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
   for task_id, task in tasks.items():
     image = images[task["image_id"]]
     truth = region(task["Polygons"], image["height"], image["width"])
-    predicted = _mask(given[task_id], truth.shape, task_id) if task_id in given else np.zeros_like(truth)
+    share = truth.mean()
+    if iou_type == "bbox":
+      truth = covered(task["instance_boxes"], truth.shape)
+      predicted = covered(given[task_id] if task_id in given else [], truth.shape)
+    else:
+      predicted = _mask(given[task_id], truth.shape, task_id) if task_id in given else np.zeros_like(truth)
     areas = (int((truth & predicted).sum()), int((truth | predicted).sum()))
-    for subset in subsets(task, image, counts, truth.mean()):
+    for subset in subsets(task, image, counts, share):
       rows[subset].append(areas)
   per_subset = {name: _summary(np.array(areas, float)) for name, areas in sorted(rows.items())}
   overall = per_subset.pop("all") if tasks else _summary(np.zeros((0, 2)))
@@ -51,6 +57,16 @@ def region(polygons: list, height: int, width: int) -> np.ndarray:
   for polygon in (p for instance in polygons for p in instance if len(p) > 1):
     ImageDraw.Draw(canvas).polygon([(int(x), int(y)) for x, y in polygon], outline=1, fill=1)
   return np.array(canvas)
+
+
+def covered(boxes_xywh: Iterable[Iterable[float]], shape: tuple[int, int]) -> np.ndarray:
+  """h w bool: what boxes x, y, width, height cover, as the official tool draws them: corners cut to integers, the last
+  row and column left out."""
+  canvas = np.zeros(shape, bool)
+  for x, y, width, height in boxes_xywh:
+    corners = np.array([x, y, x + width - 1, y + height - 1]).clip(min=0).astype(int)
+    canvas[corners[1] : corners[3], corners[0] : corners[2]] = True
+  return canvas
 
 
 def subsets(
@@ -128,6 +144,16 @@ def _predictions(predictions: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
   records, name = read_records(predictions)
   rows = [(i, *fields(record, i, name, "task_id", "segmentation")) for i, record in enumerate(records)]
   return by_key(((i, k, run_length(mask, f"{name}: record {i}")) for i, k, mask in rows), tasks, name, "task")
+
+
+def _boxes(predictions: Any, tasks: Mapping[str, Any]) -> dict[str, list]:
+  """Task id -> its boxes."""
+  records, name = read_records(predictions)
+  rows = [(i, *fields(record, i, name, "task_id", "boxes")) for i, record in enumerate(records)]
+  for i, _, boxes in rows:
+    if not all(is_box(box) and np.isfinite(box).all() for box in boxes):
+      raise ValueError(f"{name}: record {i} has a box that is not four finite numbers x, y, width, height")
+  return by_key(rows, tasks, name, "task")
 
 
 def _mask(given: pathlib.Path | Mapping[str, Any], shape: tuple[int, int], task_id: str) -> np.ndarray:

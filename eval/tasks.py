@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from eval import captions, coco, flickr, lvis, odinw, phrasecut, refexp, vqa
+from eval import captions, coco, flickr, lvis, mdetr, odinw, phrasecut, refexp, vqa
 from eval.files import SHAPES
 
 Paths = Sequence[str | pathlib.Path]
@@ -32,6 +32,7 @@ def _grounded(evaluate: Callable) -> Callable[[Paths, Paths, str], dict[str, Any
 _COCO, _RESULTS, _BOTH = ("COCO annotations",), ("COCO results",), tuple(SHAPES)
 _FLICKR = ("test.txt of Flickr30k Entities",)
 _PHRASES = ("records {image_id, sentence_id, boxes}",)
+_MDETR = ("captions in MDETR's form",)
 _CAPTIONS = ("COCO captions or dataset_coco.json",)
 _ANSWERS = ("v2_mscoco_*_annotations.json",)
 TASKS = {
@@ -46,10 +47,12 @@ TASKS = {
     ("folder of SET.json, or of runs SHOT_seedN/SET.json",),
   ),
   "flickr": Task(lambda a, p, _: flickr.evaluate(a[0], p[0]), _FLICKR, _PHRASES),
+  "grounding": Task(lambda a, p, _: mdetr.evaluate(a[0], p[0]), _MDETR, ("records {image_id, boxes}",)),
   "phrasecut": Task(
-    lambda a, p, _: phrasecut.evaluate(a[0], p[0]),
+    lambda a, p, shape: phrasecut.evaluate(a[0], p[0], shape),
     ("refer_SPLIT.json",),
-    ("folder of TASK_ID.png, or records {task_id, segmentation}",),
+    ("folder of TASK_ID.png, or records {task_id, segmentation}; for boxes records {task_id, boxes}",),
+    ("segm", "bbox"),
   ),
   "refexp": Task(
     lambda a, p, shape: refexp.evaluate(a[0], p[0], shape, instances=a[1] if len(a) > 1 else None),
@@ -70,7 +73,8 @@ TASKS = {
 def score(task: str, annotations: Paths, predictions: Paths, iou_type: str | None = None) -> dict[str, Any]:
   """The metrics of `task`, headline numbers as flat keys, breakdowns in mappings named per_...; None: nothing to score.
 
-  `iou_type`: bbox (taken where None) or segm. Raises ValueError, FileNotFoundError and ImportError with the remedy.
+  `iou_type`: bbox or segm; None takes the usual one (bbox, for phrasecut segm). Raises ValueError, FileNotFoundError
+  and ImportError with the remedy.
   """
   if task not in TASKS:
     raise ValueError(f"task {task!r} is not known; known: {', '.join(TASKS)}")
@@ -84,7 +88,7 @@ def score(task: str, annotations: Paths, predictions: Paths, iou_type: str | Non
     needed = sum(not name.startswith("[") for name in expected)
     if not needed <= len(given) <= len(expected):
       raise ValueError(f"task {task} takes {what} {' '.join(f'<{name}>' for name in expected)}; {len(given)} given")
-  return known.score(annotations, predictions, iou_type or "bbox")
+  return known.score(annotations, predictions, iou_type or (*known.iou_types, "bbox")[0])
 
 
 def usage() -> str:

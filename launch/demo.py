@@ -1,6 +1,6 @@
 """`make demo`: pre-trains configs/demo.py on the embedded data, scores it on held-out scenes and shows what it sees.
 
-Writes into the run folder: metrics.json (AP, AP50, grounding_recall_at_1, steps, seconds, images_per_second, ...),
+Writes into the run folder: metrics.json (AP, AP50, R@1, steps, seconds, images_per_second, ...),
 loss.png and sheet.png. Interrupted and started again it goes on where it was.
 """
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
   pictures = workdir / "sheet.png"
   sheet(run, workdir).save(pictures)
 
-  shown = ("AP", "AP50", "grounding_recall_at_1", "steps", "seconds", "images_per_second")
+  shown = ("AP", "AP50", "R@1", "steps", "seconds", "images_per_second")
   print("\n" + "\n".join(f"{name:<22} {summary[name]:.3f}" for name in shown))
   print(f"this start took {time.monotonic() - began:.0f} s")
   print(f"numbers: {workdir / train.METRICS}\nlosses:  {curve}\npictures: {pictures}")

@@ -44,7 +44,7 @@ def loss_curve(workdir: pathlib.Path | str, out: pathlib.Path | str) -> pathlib.
 
 
 def _evaluations(axes, evaluations) -> None:
-  for name, marker, colour in (("AP50", "o", "black"), ("grounding_recall_at_1", "s", "tab:purple")):
+  for name, marker, colour in (("AP50", "o", "black"), ("R@1", "s", "tab:purple")):
     points = [(line["step"], line["eval"][name]) for line in evaluations if line["eval"].get(name) is not None]
     if points:
       axes.plot(*zip(*points), marker=marker, color=colour, linestyle="--", label=name)

@@ -6,7 +6,8 @@
 Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
 on each. On a CPU, --cpu_devices=2 splits the batch over two devices.
-The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json.
+The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/, metrics.json and, from the last
+evaluation, predictions/.
 """
 
 import json
@@ -46,7 +47,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     return train_batches(experiment.data, start_step=start, words=words, **place)
 
   def evaluate(params, step: int) -> dict[str, float]:
-    report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, words=words)
+    found = dict(words=words, out=workdir / "predictions", about={"step": step})
+    report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, **found)
     if report:
       write_json(workdir / METRICS, {"step": step, **report})
     return scoring.numbers(report)
@@ -59,7 +61,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     workdir,
     variant=experiment.variant,
     record=experiment.record,
-    evaluate=evaluate if experiment.evaluation.sources else None,
+    evaluate=evaluate if experiment.scoring.sources else None,
   )
 
 

@@ -18,10 +18,10 @@ from pipelines.prompts import (
   Prompt,
   PromptConfig,
   grounding_prompt,
-  name_boxes,
   name_boxes_by_spans,
   phrases,
   prompt_example,
+  unnamed,
 )
 from pipelines.records import BadRecord, Example, Prepared, Source
 from pipelines.words import Encoding, Words
@@ -127,6 +127,7 @@ def _assemble(
     image_id=example.image_id,
     text=text,
     phrases=named.phrases,
+    mirrored=geometry.flipped,
     reduced=tuple(reduced),
   )
 
@@ -164,10 +165,11 @@ def train_example(
 
 
 def evaluation_example(
-  example: Example, prompt: Prompt | None, words: Words, cfg: PrepareConfig, canvas: tuple[int, int]
+  example: Example, words: Words, cfg: PrepareConfig, canvas: tuple[int, int], mirrored: bool = False
 ) -> Prepared:
-  """One example with its caption (`prompt` None) or with one part of the vocabulary; then only boxes of that part.
-  The phrases of a caption are its distinct spans, in order.
+  """One example without augmentation. Grounding: its caption, and its distinct spans in order as the phrases (left and
+  right exchanged where the picture is mirrored and cfg.swap_sides). Detection: no text, because all pictures of a
+  source are asked the same (`prompts.all_classes_prompts`); its boxes carry concepts only.
 
   Boxes that training would refuse are left out here: the ground truth of an evaluation is the annotation itself, and
   every picture must be predicted.
@@ -180,20 +182,18 @@ def evaluation_example(
   height, width = image.shape[:2]
   fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= np.maximum(boxes[:, :2], 0)).all(axis=1)
   fine &= (boxes[:, 0] < width) & (boxes[:, 1] < height)
-  if prompt is None:
+  if example.kind == "grounding":
     _check_caption(example)
-    spans = [box for box, keep in zip(example.spans, fine, strict=True) if keep]
+    example = _mirrored(example) if mirrored and cfg.swap_sides else example
     prompt = grounding_prompt(example.caption, example.spans)
     encoding = words.encode(prompt.text)
-    named = name_boxes_by_spans(prompt.text, encoding, spans)
+    named = name_boxes_by_spans(prompt.text, encoding, [s for s, keep in zip(example.spans, fine, strict=True) if keep])
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   else:
-    known = {name for name, _ in prompt.spans}
-    fine &= np.array([label in known for label in example.labels], bool)
-    encoding = words.encode(prompt.text)
-    named = name_boxes(prompt, encoding, [label for label, keep in zip(example.labels, fine, strict=True) if keep])
+    prompt, encoding = Prompt("", ()), words.encode("")
+    named = unnamed([label for label, keep in zip(example.labels, fine, strict=True) if keep], encoding)
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
-  geometry = images.fit((height, width), canvas)
+  geometry = images.fit((height, width), canvas, mirrored)
   return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, None)
 
 

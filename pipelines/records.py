@@ -70,6 +70,7 @@ class Phrase:
 
   name: str
   tokens: tuple[int, ...]  # token positions (reference 6.1)
+  span: Span = (0, 0)  # characters of the text that name it (training, where nobody asks: unset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Prepared:
   image_id: int
   text: str  # the prompt or caption that was tokenised
   phrases: tuple[Phrase, ...]  # what the prompt names, in order
+  mirrored: bool = False
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation
@@ -105,6 +107,7 @@ class Info:
   image_size: tuple[int, int]
   text: str
   phrases: tuple[Phrase, ...]
+  mirrored: bool
 
 
 @dataclasses.dataclass(frozen=True)
