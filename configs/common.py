@@ -153,6 +153,14 @@ def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> 
   )
 
 
+def mdetr_json(file: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:
+  """An entry of `sources`: captions in MDETR's form, one of its annotation files."""
+  annotations = f"{{root}}/mdetr_annotations/{file}.json"
+  return config_dict.ConfigDict(
+    dict(kind="mdetr_json", weight=weight, annotations=annotations, images=images, name=name)
+  )
+
+
 def scored(entry: config_dict.ConfigDict, task: str, truth: str = "", wordings: tuple = ()) -> config_dict.ConfigDict:
   """An entry of `eval.sources` that names its task (without one: COCO's AP of classes, recall of phrases)."""
   entry.update(task=task, truth=truth, wordings=wordings)

@@ -19,7 +19,8 @@ from eval.files import Source, fields, read_json, read_texts
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 Texts = dict[int, list[str]]  # image id -> its captions, as tokens joined by blanks
-_CORENLP = "stanford-corenlp-3.6.0.jar"  # SPICE's parser, which pycocoevalcap leaves to the user
+_CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # SPICE's parser, left to the user
+_CORENLP_ZIP = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
 
 
 def load_references(annotations: str | pathlib.Path | Mapping[str, Any]) -> dict[int, list[str]]:
@@ -102,8 +103,9 @@ def _hindrance(metric: str, java: bool) -> str | None:
     import pycocoevalcap
 
     folder = pathlib.Path(next(iter(pycocoevalcap.__path__))) / "spice" / "lib"
-    if not (folder / _CORENLP).is_file():
-      return f"it needs Stanford CoreNLP 3.6.0; put its two jar files into {folder}"
+    lacking = [name for name in _CORENLP if not (folder / name).is_file()]
+    if lacking:  # without them pycocoevalcap would download in the middle of an evaluation
+      return f"it needs {' and '.join(lacking)} of {_CORENLP_ZIP}, which no package index has; put them into {folder}"
   return None
 
 
