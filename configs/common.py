@@ -86,6 +86,7 @@ def base() -> config_dict.ConfigDict:
   c.optim.gamma = 0.1
   c.optim.warmup_steps = 2000
   c.optim.weight_decay = 1e-4
+  c.optim.decay_ratio = 0.0
   c.optim.beta2 = 0.999
   c.optim.clip_norm = 1.0
   c.optim.ema_decay = 0.999

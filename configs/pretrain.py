@@ -30,7 +30,8 @@ def get_config(arg: str | None = None):
   c.train.eval_every = 10_000
   if member != "t":  # the pre-LN text transformer of B and H reads CLIP's BPE (reference 3.3)
     c.data.tokenizer = "openai/clip-vit-base-patch32"
-    c.optim.weight_decay = 0.01
+    c.optim.weight_decay = 0.01  # and its schedule: GLIP-L's (reference 1.1)
+    c.optim.decay_ratio = 0.667
     c.model.remat = ("swin", "text", "dyconv")
     c.train.total_steps = 1_000_000
   if "debug" in switches:  # the same network on embedded data: traces and runs anywhere with enough memory

@@ -16,6 +16,7 @@ import numpy as np
 from eval.curves import curves
 from eval.files import (
   SHAPES,
+  Detections,
   Source,
   check_detections,
   fields,
@@ -107,10 +108,8 @@ def evaluate_boxes(
   'per_category' maps names to {AP, AP50}, to None where the category has no ground truth. Raises ValueError as
   `load_annotations`, `read_detections` and `check_detections`.
   """
-  truth = load_annotations(annotations, iou_type)
-  detections = read_detections(predictions, iou_type)
+  truth, detections = read(annotations, predictions, iou_type)
   names = category_names(truth["categories"])
-  check_detections(detections, image_sizes(truth), names)
   found = curves(truth, detections, iou_type, LIMITS, engine=engine)
   precisions = [found.average_precision(threshold) for threshold in (None, 0, 5)]
   precisions += [found.average_precision(size=size) for size in (1, 2, 3)]
@@ -118,6 +117,16 @@ def evaluate_boxes(
   recalls += [found.average_recall(size) for size in (1, 2, 3)]
   stats = dict(zip(STATS, precisions + recalls, strict=True))
   return {**stats, "per_category": {names[k]: numbers for k, numbers in found.per_category().items()}}
+
+
+def read(
+  annotations: str | pathlib.Path | Mapping[str, Any], predictions: Source, iou_type: str = "bbox"
+) -> tuple[dict[str, Any], Detections]:
+  """What `load_annotations` and `read_detections` give, checked against each other (`check_detections`)."""
+  truth = load_annotations(annotations, iou_type)
+  detections = read_detections(predictions, iou_type)
+  check_detections(detections, image_sizes(truth), category_names(truth["categories"]))
+  return truth, detections
 
 
 def category_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:

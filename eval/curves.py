@@ -97,6 +97,15 @@ def in_order(detections: Detections) -> Detections:
   return detections.take(order)
 
 
+def places(*keys: np.ndarray) -> np.ndarray:
+  """n int: the place (from 0) of each entry among those with the same keys; equal keys stand together."""
+  n = len(keys[0])
+  new = np.ones(n, bool)
+  new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+  starts = np.flatnonzero(new)
+  return np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n)))
+
+
 def _hotcoco(annotations, detections: Detections, iou_type, limits, federated) -> Curves:
   import hotcoco
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.coco import category_names, image_sizes, load_annotations
-from eval.curves import NO_LIMIT, curves, in_order
-from eval.files import Detections, Source, check_detections, read_detections
+from eval import coco
+from eval.coco import category_names
+from eval.curves import NO_LIMIT, curves, in_order, places
+from eval.files import Detections, Source
 
 PER_IMAGE, PER_CATEGORY = 300, 10_000
 FREQUENCIES = ("r", "c", "f")  # rare (in fewer than 10 training images), common (fewer than 100), frequent
@@ -33,16 +34,8 @@ def evaluate(
   Ordinary recalls are named AR@300, ARs@300 ..., the fixed ones AR, ARs .... Numbers are fractions, None where there
   is no ground truth; arguments as `eval.coco.evaluate_boxes`. Raises ValueError for files that are not LVIS's.
   """
-  truth = load_annotations(annotations, iou_type)
-  name = "annotations" if isinstance(annotations, Mapping) else str(annotations)
-  _check(truth, name)
-  # lvis-api knows no crowds and leaves out whatever has no area, truth or detection.
-  truth["annotations"] = [{**a, "iscrowd": 0} for a in truth["annotations"] if a["area"] > 0]
-  detections = read_detections(predictions, iou_type)
+  truth, detections = read(annotations, predictions, iou_type, fixed=fixed)
   names = category_names(truth["categories"])
-  check_detections(detections, image_sizes(truth), names)
-  detections = best(detections, per_category=PER_CATEGORY) if fixed else best(detections, per_image=PER_IMAGE)
-  detections = detections.take(np.flatnonzero(detections.areas() > 0))
   found = curves(truth, detections, iou_type, (NO_LIMIT,), federated=True, engine=engine)
   frequency = {category["id"]: category["frequency"] for category in truth["categories"]}
   result: dict[str, Any] = {}
@@ -58,15 +51,28 @@ def evaluate(
   return {**result, "per_category": {names[k]: numbers for k, numbers in found.per_category().items()}}
 
 
+def read(
+  annotations: str | pathlib.Path | Mapping[str, Any],
+  predictions: Source,
+  iou_type: str = "bbox",
+  *,
+  fixed: bool = False,
+) -> tuple[dict[str, Any], Detections]:
+  """Truth and detections as they are judged: no crowds, nothing without area, and the best detections only."""
+  truth, detections = coco.read(annotations, predictions, iou_type)
+  _check(truth, "annotations" if isinstance(annotations, Mapping) else str(annotations))
+  # lvis-api knows no crowds and leaves out whatever has no area, truth or detection.
+  truth["annotations"] = [{**a, "iscrowd": 0} for a in truth["annotations"] if a["area"] > 0]
+  detections = best(detections, per_category=PER_CATEGORY) if fixed else best(detections, per_image=PER_IMAGE)
+  return truth, detections.take(np.flatnonzero(detections.areas() > 0))
+
+
 def best(detections: Detections, *, per_image: int = NO_LIMIT, per_category: int = NO_LIMIT) -> Detections:
   """The so many best-scored detections of every image, or of every category."""
   ordered = in_order(detections)
   group, limit = (ordered.image_id, per_image) if per_image < NO_LIMIT else (ordered.category_id, per_category)
   index = np.lexsort((-ordered.score, group))  # stable: equal scores stay in order
-  starts = np.flatnonzero(np.r_[True, group[index][1:] != group[index][:-1]]) if len(index) else index
-  sizes = np.diff(np.r_[starts, len(index)])
-  rank = np.arange(len(index)) - np.repeat(starts, sizes)
-  return ordered.take(np.sort(index[rank < limit]))
+  return ordered.take(np.sort(index[places(group[index]) < limit]))
 
 
 def _check(truth: Mapping[str, Any], name: str) -> None:

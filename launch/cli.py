@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
   "train": ("launch.train", "train or continue a run: --config=configs/pretrain.py:t --workdir=DIR"),
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
+  "report": ("launch.report", "runs beside the paper's tables, and their errors, as one HTML page"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
   "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
   "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),

@@ -14,6 +14,7 @@ predict, process 0 scores and writes.
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import warnings
@@ -119,18 +120,25 @@ def run(options: argparse.Namespace, config: Sequence[str] = ()) -> dict:
 
 
 def score_files(options: argparse.Namespace) -> dict[str, Any]:
-  """The metrics of `--task` (eval/tasks.py); what is odd about the files goes to standard error."""
+  """The metrics of `--task` (eval/tasks.py), and for `glipv2 report` the files they came from, seen from that of --out.
+
+  What is odd about the files goes to standard error.
+  """
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", UserWarning)
     report = tasks.score(options.task, options.annotations, options.predictions, options.iou_type)
   for warning in caught:
     print(f"glipv2 evaluate: warning: {warning.message}", file=sys.stderr)
-  return report
+  shapes = tasks.TASKS[options.task].iou_types
+  shape = {"iou_type": options.iou_type or shapes[0]} if shapes else {}
+  place = options.out.parent if options.out is not None else "."
+  files = {key: [os.path.relpath(path, place) for path in vars(options)[key]] for key in ("annotations", "predictions")}
+  return {"task": options.task, **shape, **report, **files}
 
 
 def headline(report: Mapping[str, Any]) -> str:
   """The flat numbers of a report, one a line."""
-  flat = {key: value for key, value in report.items() if not isinstance(value, Mapping)}
+  flat = {key: value for key, value in report.items() if not isinstance(value, Mapping | list)}
   width = max(map(len, flat))
   shown = {
     key: f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value for key, value in flat.items()

@@ -102,7 +102,7 @@ def _evaluated(sources: Mapping[str, Mapping[str, Any]], root: str) -> tuple[Eva
   """Named sources with what is scored on them, in the order of their names."""
   found = []
   for name, fields in sorted(sources.items()):
-    scored, own = _pick(fields, ("task", "truth", "wordings"))
+    scored, own = _pick(fields, ("evaluator", "truth", "wordings"))
     (entry,) = _entries({name: own}, root)
     found.append(Evaluated(name, entry, **{key: _with_root(value, root) for key, value in scored.items()}))
   return tuple(found)

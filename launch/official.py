@@ -33,14 +33,14 @@ class Evaluated:
 
   name: str  # in the configuration; of the predictions file and in reports
   entry: SourceEntry
-  task: str = ""  # '': coco for class names, grounding for captions
+  evaluator: str = ""  # the task; '': coco for class names, grounding for captions
   truth: str = ""  # ground truth file of the task; '': the source's own annotations
   wordings: tuple[tuple[str, str, str], ...] = ()  # per class: text before, name, text after (reference 6.4)
 
 
 def task_of(one: Evaluated, source: Source) -> str:
   """The task, checked against what the source has. Raises ValueError."""
-  task = one.task or ("coco" if source.classes else "grounding")
+  task = one.evaluator or ("coco" if source.classes else "grounding")
   if task not in DETECTION + GROUNDING:
     heads = "; there is no head for it yet" if task in ("vqa", "captions", "grounded_vqa", "grounded_captions") else ""
     raise ValueError(
@@ -87,6 +87,8 @@ def records_of(one: Evaluated, task: str, source: Source, region_threshold: floa
   if isinstance(source, Shapes):
     return lambda _, p: [{"image_id": p.info.image_id, "boxes": _ranked(p)}]
   own = dict(one.entry[2])
+  if task == "flickr" and one.entry[0] == "flickr30k":  # the official files themselves
+    return lambda _, p: [{"image_id": p.info.image_id, "sentence_id": p.info.text_id, "boxes": _ranked(p)}]
   if "annotations" not in own:
     raise ValueError(
       f"eval.sources.{one.name}: task {task} needs a source of captions in MDETR's form, not {one.entry[0]!r}"

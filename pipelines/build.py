@@ -15,7 +15,7 @@ from pipelines.collate import collate
 from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
 from pipelines.prompts import PromptConfig, check_classes
-from pipelines.records import BadRecord, HostBatch, Prepared, Source
+from pipelines.records import GROUNDED, BadRecord, HostBatch, Prepared, Source
 from pipelines.sources import open_source
 from pipelines.words import Words, load_words
 
@@ -105,6 +105,12 @@ def train_batches(
     raise ValueError(f"prompt.pack={cfg.prompt.pack}: no source offers other captions to pack with yet; use 0")
   words = words or load_words(cfg.tokenizer, cfg.max_tokens)
   sources = open_sources(cfg, words)
+  for source in sources:
+    if source.kind not in GROUNDED:
+      raise ValueError(
+        f"source {source.name!r} has no boxes (kind {source.kind!r}): trained on, it would teach that every word names "
+        "background; let a teacher find boxes first (`glipv2 pseudo-label`) and train on what that writes"
+      )
   stream = mixture.stream([len(s) for s in sources], [weight for _, weight, _ in cfg.sources], cfg.seed)
   examples = stream.map_with_index(Prepare(sources, words, cfg.prepare(), cfg.seed))
   join = functools.partial(collate, max_boxes=cfg.max_boxes)

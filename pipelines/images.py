@@ -110,15 +110,6 @@ class Geometry:
     out[: self.size[0], : self.size[1]] = image
     return out
 
-  def masks(self, masks: np.ndarray) -> np.ndarray:
-    """g h w bool of the original image -> g canvas bool: a pixel is inside when at least half of it is covered."""
-    out = np.zeros((len(masks), *self.canvas), bool)
-    for target, mask in zip(out, masks, strict=True):
-      grey = Image.fromarray(mask.astype(np.uint8) * 255)
-      small = np.asarray(grey.resize(self.size[::-1], Image.Resampling.BILINEAR)) >= 128
-      target[: self.size[0], : self.size[1]] = small[:, ::-1] if self.flipped else small
-    return out
-
 
 def scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
   """A canvas (height, width) times a factor, in multiples of the coarsest Swin stride (32)."""

@@ -7,12 +7,14 @@ training stream.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipelines import images, mirror
 from pipelines.concepts import NO_CONCEPT
 from pipelines.masking import MaskingConfig, mask_words
+from pipelines.masks import Mask
 from pipelines.prompts import (
   Named,
   Prompt,
@@ -102,9 +104,10 @@ def _assemble(
   geometry: images.Geometry,
   max_boxes: int,
   rng: np.random.Generator | None,
+  masks: Sequence[Mask | None] | None = None,
 ) -> Prepared:
   """Everything on its canvas; boxes that no token names, and those beyond `max_boxes`, are left out and reported.
-  `boxes` g 4 are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
+  `boxes` g 4, and `masks` if given, are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
   boxes, reduced = boxes[named.kept], []
   if not named.kept.all():
     reduced.append(("caption_truncated" if encoding.truncated else "box_not_named", example.record))
@@ -112,6 +115,8 @@ def _assemble(
   if len(boxes) > max_boxes:
     reduced.append(("too_many_boxes", example.record))
     rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
+  if masks is not None:
+    masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
   return Prepared(
     image=geometry.pixels(image),
     image_size=geometry.size,
@@ -128,6 +133,7 @@ def _assemble(
     text=text,
     phrases=named.phrases,
     mirrored=geometry.flipped,
+    masks=None if masks is None else tuple(None if mask is None else mask.moved(geometry) for mask in masks),
     reduced=tuple(reduced),
   )
 
@@ -153,11 +159,13 @@ def train_example(
     example = _mirrored(example) if flipped and cfg.swap_sides else example
   elif cfg.swap_sides:
     flipped = flipped and not _any_side(classes)
+  if not cfg.prompt.wordings:  # they are written for all classes of the source
+    classes = example.vocabulary(classes)
   prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt)
   image = _decode(example, cfg)
   boxes = usable_boxes(example, image.shape[:2], cfg.box_tolerance_px)
   geometry = images.fit(image.shape[:2], canvas, flipped)
-  prepared = _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng)
+  prepared = _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng, example.masks)
   if cfg.masking is None:
     return prepared
   tokens, labels = mask_words(example.kind, encoding, named, words, cfg.masking, rng)

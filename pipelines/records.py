@@ -10,8 +10,18 @@ from typing import Protocol
 import numpy as np
 
 from glipv2_jax.schema import Batch
+from pipelines.masks import Mask
 
 Span = tuple[int, int]  # half-open character range
+
+
+KINDS = ("detection", "grounding", "caption", "vqa")  # of Examples
+GROUNDED = ("detection", "grounding")  # those that say where things are
+
+
+def record_name(source: str, image_id: int, text_id: int | None = None) -> str:
+  """How messages and counts call a record."""
+  return f"{source}/{image_id}" if text_id is None else f"{source}/{image_id}#{text_id}"
 
 
 class BadRecord(Exception):
@@ -26,35 +36,65 @@ class BadRecord(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+  """One question about a picture."""
+
+  text: str
+  answers: tuple[str, ...] = ()  # one, or those of several people (VQA v2: ten); () where they are kept back
+  id: int | None = None  # the data set's own
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
   """One picture with its annotation, as the source gives it.
 
   kind 'detection': every box has a class name in `labels`; the source's vocabulary is `source.classes`.
   kind 'grounding': `caption` with the character spans of every box in `spans`.
+  kind 'caption': `caption` alone, without boxes.
+  kind 'vqa': one entry in `questions`, without boxes.
+
+  The last two say nothing about where things are. The losses on boxes would learn from them that every word names
+  background, so only the first two are pre-trained on (`GROUNDED`).
   """
 
   source: str  # name of the source, for messages and counts
   image_id: int  # the data set's own id (may exceed 32 bits)
-  kind: str  # 'detection' | 'grounding'
+  kind: str  # one of KINDS
   image: bytes | np.ndarray  # encoded file, or h w 3 uint8 RGB
   boxes_xyxy_px: np.ndarray  # g 4 float32, pixels of the original image, inclusive convention (schema.py)
   labels: tuple[str, ...] = ()  # detection: class name of each box
-  caption: str = ""  # grounding
+  caption: str = ""  # grounding, caption
   spans: tuple[tuple[Span, ...], ...] = ()  # grounding: per box, character spans into caption
-  masks: np.ndarray | None = None  # g h w bool
-  questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
+  absent: tuple[str, ...] | None = None  # detection: classes known not to be in the picture; None: all others
+  unsure: tuple[str, ...] = ()  # detection: classes of which something may be in the picture without a box (crowds)
+  masks: tuple[Mask | None, ...] | None = None  # per box, None for a box without one; None: the source gives none
+  questions: tuple[Question, ...] = ()
   image_size: tuple[int, int] | None = None  # height, width that the annotation states; checked against the pixels
+  text_id: int | None = None  # the data set's own id of the caption, sentence or question, where a picture has several
 
   @property
   def record(self) -> str:
     """How messages and counts call this record."""
-    return f"{self.source}/{self.image_id}"
+    return record_name(self.source, self.image_id, self.text_id)
+
+  def vocabulary(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of the source that a prompt for this picture may name: those of its boxes, and others only where
+    their absence is known. Any other one would teach that what is there is background."""
+    if self.absent is None and not self.unsure:
+      return classes
+    allowed = set(classes if self.absent is None else self.absent).difference(self.unsure).union(self.labels)
+    return tuple(name for name in classes if name in allowed)
 
 
 class Source(Protocol):
-  """Random access to Examples. Must pickle (worker processes get a copy) and be deterministic."""
+  """Random access to Examples. Must pickle (worker processes get a copy) and be deterministic.
+
+  Sources of captions (kinds 'grounding' and 'caption') also have `caption(index) -> str`, the text of a record without
+  its picture: other captions to pack a caption with.
+  """
 
   name: str
+  kind: str  # of all its Examples, one of KINDS
   classes: tuple[str, ...]  # detection vocabulary in label order, () for pure grounding sources
 
   def __len__(self) -> int: ...
@@ -92,6 +132,7 @@ class Prepared:
   text: str  # the prompt or caption that was tokenised
   phrases: tuple[Phrase, ...]  # what the prompt names, in order
   mirrored: bool = False
+  masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation

@@ -6,6 +6,7 @@ parameter has no moments.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,7 @@ class OptimConfig:
   warmup_steps: int = 2000
   warmup_factor: float = 0.001
   weight_decay: float = 1e-4
+  decay_ratio: float = 0.0  # weight decay too falls by gamma, at this fraction of each milestone; 0: never
   beta1: float = 0.9
   beta2: float = 0.999
   eps: float = 1e-8
@@ -102,7 +104,7 @@ def make_optimizer(cfg: OptimConfig, abstract_params: Any, total_steps: int, fro
   schedule = make_schedule(cfg, total_steps)
   labels = jax.tree.map(lambda group: "frozen" if group is None else "trained", groups, is_leaf=is_group)
   adamw = optax.chain(
-    optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps), _decay_and_scale(groups, schedule, cfg.weight_decay)
+    optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps), _decay_and_scale(groups, schedule, make_decay(cfg, total_steps))
   )
   tx = optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
   return Optimizer(tx=tx, schedule=schedule, groups=groups, clip_norm=cfg.clip_norm, ema_decay=cfg.ema_decay)
@@ -135,7 +137,7 @@ def make_schedule(cfg: OptimConfig, total_steps: int) -> Schedule:
   """
   if cfg.schedule not in ("step", "cosine"):
     raise ValueError(f"schedule {cfg.schedule!r} is not known; known: 'step', 'cosine'")
-  milestones = jnp.asarray([round(fraction * total_steps) for fraction in cfg.milestones], jnp.int32)
+  milestones = jnp.asarray(_milestones(cfg, total_steps), jnp.int32)
   # Exact products on the host: 1e-4 * 0.1 * 0.1 in float32 steps would already be an ulp off.
   levels = jnp.asarray([cfg.lr * cfg.gamma**i for i in range(len(cfg.milestones) + 1)], jnp.float32)
 
@@ -150,7 +152,27 @@ def make_schedule(cfg: OptimConfig, total_steps: int) -> Schedule:
   return schedule
 
 
-def _decay_and_scale(groups: Any, schedule: Schedule, weight_decay: float) -> optax.GradientTransformation:
+def make_decay(cfg: OptimConfig, total_steps: int) -> Schedule:
+  """Weight decay of step 0, 1, 2, ...; GLIP-L lowers it before the learning rate (`decay_ratio` 0.667, reference 1.1).
+
+  Raises ValueError for a `decay_ratio` outside 0..1, or one without the milestones of a 'step' schedule.
+  """
+  if not 0 <= cfg.decay_ratio <= 1 or (cfg.decay_ratio and cfg.schedule != "step"):
+    raise ValueError(
+      f"decay_ratio is {cfg.decay_ratio} with schedule {cfg.schedule!r}; it is a fraction, of the milestones of 'step'"
+    )
+  if not cfg.decay_ratio:
+    return lambda step: cfg.weight_decay
+  drops = jnp.asarray([math.ceil(m * cfg.decay_ratio) for m in _milestones(cfg, total_steps)], jnp.int32)
+  levels = jnp.asarray([cfg.weight_decay * cfg.gamma**i for i in range(len(cfg.milestones) + 1)], jnp.float32)
+  return lambda step: levels[jnp.sum(drops <= step)]
+
+
+def _milestones(cfg: OptimConfig, total_steps: int) -> list[int]:
+  return [round(fraction * total_steps) for fraction in cfg.milestones]
+
+
+def _decay_and_scale(groups: Any, schedule: Schedule, decay: Schedule) -> optax.GradientTransformation:
   """Adam's direction u -> -lr (u + decay p), torch's decoupled decay p (1 - lr decay), with the group's own lr."""
 
   def init(params):
@@ -158,7 +180,7 @@ def _decay_and_scale(groups: Any, schedule: Schedule, weight_decay: float) -> op
     return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
   def update(updates, state, params):
-    lr = schedule(state.count)
+    lr, weight_decay = schedule(state.count), decay(state.count)
 
     def one(group, u, p):
       if group is None or isinstance(u, optax.MaskedNode):

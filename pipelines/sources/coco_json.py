@@ -1,82 +1,87 @@
-"""Detection data in COCO's json format: COCO, ODinW / Roboflow exports, Objects365, or one's own folder.
+"""Detection data in COCO's json format: COCO, LVIS, Objects365, ODinW / Roboflow exports, or one's own folder.
 
-The whole index lives in a few NumPy arrays with offsets (25 million boxes take half a gigabyte), so that it pickles to
-worker processes quickly. Everything that is wrong with the file as a whole stops here, at start-up, with the name, the
-value and the remedy; what is wrong with one picture or box is found when it is read (`pipelines/prepare_example.py`).
+Everything that is wrong with the file as a whole stops here, at start-up, with the name, the value and the remedy; what
+is wrong with one picture or box is found when it is read (`pipelines/prepare_example.py`). The index takes 20 bytes per
+box (32 with masks, which stay in the file) and 48 bytes and the name per picture: 0.6 GB for the 25 million boxes of
+Objects365.
 """
 
-import json
-import os
+import collections
+import dataclasses
 import pathlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipelines import fewshot
+from pipelines import fewshot, images
+from pipelines.masks import Mask, from_coco
 from pipelines.records import BadRecord, Example
+from pipelines.sources.index import (
+  Pictures,
+  Places,
+  Record,
+  all_or_none,
+  check_folder,
+  group,
+  inclusive,
+  is_text,
+  positions,
+  read_json,
+  unique,
+)
 
-_FIRST = 20  # so many pictures are looked for at start-up, to tell a wrong folder from a missing file
-
-
-def _load(path: pathlib.Path) -> dict:
-  if not path.is_file():
-    raise FileNotFoundError(f"annotation file {path} does not exist; set `annotations` to a COCO-format json file")
-  try:
-    with open(path, encoding="utf-8") as file:
-      content = json.load(file)
-  except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-    raise ValueError(f"annotation file {path} is not valid json ({error}); is it truncated? copy it again") from error
-  lists = content if isinstance(content, dict) else {}
-  missing = [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]
-  if missing:
-    raise ValueError(f"annotation file {path} has no list {', '.join(missing)}; a COCO detection json needs all three")
-  return content
+_WHAT = "a COCO-format json file"
 
 
-def _column(path: pathlib.Path, items: list[dict], what: str, key: str) -> list:
-  try:
-    return [item[key] for item in items]
-  except (KeyError, TypeError):
-    bad = next(i for i, item in enumerate(items) if not isinstance(item, dict) or key not in item)
-    raise ValueError(f"{path}: {what}[{bad}] has no {key!r}: {items[bad]!r:.200}; add it or remove the entry") from None
-
-
-def _unique(path: pathlib.Path, ids: np.ndarray, what: str) -> None:
-  values, counts = np.unique(ids, return_counts=True)
-  if len(values) < len(ids):
-    raise ValueError(f"{path}: {what} id {values[counts > 1][0]} occurs {counts.max()} times; ids must be unique")
-
-
-def _categories(path: pathlib.Path, content: dict, class_names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _categories(
+  path: pathlib.Path,
+  categories: list[Record],
+  used: set[int],
+  class_names: Sequence[str],
+  rename: Mapping[str, str],
+) -> tuple[np.ndarray, tuple[str, ...]]:
   """Ids (sorted) and names of the classes. A category that no box has and that is the `supercategory` of another one is
   a group and no class (Roboflow writes one with id 0)."""
-  categories = sorted(content["categories"], key=lambda c: _column(path, [c], "categories", "id")[0])
-  used = {a["category_id"] for a in content["annotations"] if "category_id" in a}
-  groups = {c["supercategory"] for c in categories if c.get("supercategory") not in (None, c.get("name"))}
-  categories = [c for c in categories if c["id"] in used or c.get("name") not in groups]
-  ids = np.array([c["id"] for c in categories], np.int64)
-  _unique(path, ids, "category")
+  categories = sorted(categories, key=lambda c: c.whole("id"))
+  groups = {
+    str(c["supercategory"]) for c in categories if c.optional("supercategory") not in (None, c.optional("name"))
+  }
+  kept = [c for c in categories if c["id"] in used or str(c.optional("name")) not in groups]
+  ids = np.array([c["id"] for c in kept], np.int64)
+  unique(path, ids, "category")
   if class_names:
     if len(class_names) != len(ids):
       raise ValueError(f"class_names has {len(class_names)} names, {path} has {len(ids)} classes (ids {ids.tolist()})")
     return ids, tuple(class_names)
-  names = tuple(_column(path, categories, "categories", "name"))
+  names = [str(rename[c["name"]]) if str(c["name"]) in rename else c["name"] for c in kept]
+  for name in rename:
+    if name not in [c["name"] for c in kept]:
+      raise ValueError(f"rename: {path} has no class {name!r}; correct or remove that entry")
   for i, name in zip(ids, names, strict=True):
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not is_text(name) or not name.strip():
       raise ValueError(f"{path}: category {i} has the name {name!r}; give it one there or set `class_names`")
     if names.count(name) > 1:
       raise ValueError(f"{path}: the name {name!r} stands for several categories; set `class_names` (in order of id)")
-  return ids, names
+  return ids, tuple(names)
 
 
 class CocoJson:
   """Random access to the pictures of one COCO-format file.
 
-  Crowd annotations are left out. Pictures without objects (no box, or only boxes of at most one pixel in width or
-  height) are left out too, as the authors train (reference 6.4), unless `keep_empty`: evaluation must keep them.
+  Crowd annotations are left out; their classes become `unsure`. Pictures without objects (no box, or only boxes of at
+  most one pixel in width or height) are left out too, as the authors train (reference 6.4), unless `keep_empty`:
+  evaluation must keep them. In a federated set (LVIS) the classes in `neg_category_ids` become `absent`.
+
+  `file_name`s that are not found in `images` are looked for by their last two parts (Objects365 v2), then by those of
+  `coco_url` (LVIS v1 has no `file_name`, v0.5 names of 2014 for pictures of 2017).
 
   Attributes:
+    kind: 'detection'.
     classes: names in the order of the category ids; `category_ids` (c,) int64 holds the file's own ids, for results.
   """
+
+  kind = "detection"
 
   def __init__(
     self,
@@ -85,7 +90,10 @@ class CocoJson:
     *,
     name: str = "coco_json",
     keep_empty: bool = False,
-    class_names: tuple[str, ...] = (),
+    class_names: Sequence[str] = (),
+    rename: Sequence[tuple[str, str]] = (),
+    negatives: str = "known",
+    masks: bool = False,
     shots: int = 0,
     shots_seed: int = 0,
   ):
@@ -97,6 +105,10 @@ class CocoJson:
       name: of this data set, for messages and counts.
       keep_empty: keep pictures without objects.
       class_names: replaces the names of the classes, in order of their ids.
+      rename: (name in the file, better name) of single classes.
+      negatives: 'known': prompts ask beside the classes of the boxes for those that are known to be absent (see above);
+        'all': for any other, as the authors train.
+      masks: read the segmentations too.
       shots: so many pictures of each class only (0: all), from the prepared few-shot file beside `annotations` or
         drawn by the same rule (pipelines/fewshot.py).
       shots_seed: of the draw; 0 takes the pictures in order of their ids.
@@ -104,101 +116,167 @@ class CocoJson:
     Raises:
       FileNotFoundError, ValueError: the file or folder is missing or the annotation is inconsistent.
     """
-    path, self.folder = pathlib.Path(annotations), os.fspath(images)
-    if not os.path.isdir(self.folder):
-      raise FileNotFoundError(f"image folder {self.folder} does not exist; set `images` to the folder of the pictures")
+    if negatives not in ("known", "all"):
+      raise ValueError(f"negatives={negatives!r} is not known; use 'known' or 'all'")
+    check_folder(images)
+    path = pathlib.Path(annotations)
     prepared = fewshot.prepared_file(path, shots, shots_seed) if shots else None
     path = prepared or path
-    content = _load(path)
-    self.name = name
-    self.category_ids, self.classes = _categories(path, content, class_names)
-    self._read_images(path, content["images"])
-    self._read_boxes(path, content["annotations"])
-    if not keep_empty:
-      self._leave_out_empty()
+    self.name, self._known_only = name, negatives == "known"
+    content = _Content(path, masks)
+    self.category_ids, self.classes = _categories(path, content.categories, content.used, class_names, dict(rename))
+    self.image_ids = np.array(content.image_ids, np.int64)
+    unique(path, self.image_ids, "image")
+    # 0 0 where the file does not tell; otherwise the decoded picture must agree
+    self._sizes = np.array(content.sizes, np.int32).reshape(-1, 2)
+    self._read_boxes(path, content)
+    self._indices = np.arange(len(self.image_ids)) if keep_empty else self._with_objects()
     if shots and not prepared:
       self._draw(shots, shots_seed)
     if not len(self):
-      raise ValueError(f"{path} has no picture to use ({len(content['images'])} listed, keep_empty={keep_empty})")
-    self._find_first()
+      raise ValueError(f"{path} has no picture to use ({len(self.image_ids)} listed, keep_empty={keep_empty})")
+    self._pictures = Pictures.found(images, content.file_names(), self._indices)
 
-  def _read_images(self, path: pathlib.Path, images: list[dict]) -> None:
-    self.image_ids = np.array(_column(path, images, "images", "id"), np.int64)
-    _unique(path, self.image_ids, "image")
-    names = [str(x).encode() for x in _column(path, images, "images", "file_name")]
-    self._names = np.frombuffer(b"".join(names), np.uint8)
-    self._name_ends = np.cumsum([0, *map(len, names)])
-    # 0 0 where the file does not tell; otherwise the decoded picture must agree
-    self._sizes = np.array([[x.get("height") or 0, x.get("width") or 0] for x in images], np.int32).reshape(-1, 2)
-    self._indices = np.arange(len(images))
+  def _read_boxes(self, path: pathlib.Path, content: "_Content") -> None:
+    """Boxes sorted by picture: those of picture i are rows _box_ends[i] : _box_ends[i + 1]; crowds and absent classes
+    likewise."""
 
-  def _read_boxes(self, path: pathlib.Path, annotations: list[dict]) -> None:
-    """Boxes sorted by picture: those of picture i are rows _box_ends[i] : _box_ends[i + 1]."""
-    annotations = [a for a in annotations if not a.get("iscrowd")]
-    category = np.array(_column(path, annotations, "annotations", "category_id"), np.int64)
-    image = np.array(_column(path, annotations, "annotations", "image_id"), np.int64)
-    boxes = _column(path, annotations, "annotations", "bbox")
-    for bad in (i for i, box in enumerate(boxes) if not isinstance(box, list) or len(box) != 4):
-      raise ValueError(f"{path}: annotations[{bad}] has the bbox {boxes[bad]!r}; it needs four numbers x, y, w, h")
-    labels = _positions(path, category, self.category_ids, "category")
-    owner = _positions(path, image, self.image_ids, "image")
-    order = np.argsort(owner, kind="stable")
-    x, y, w, h = np.array(boxes, np.float64).reshape(-1, 4)[order].T  # null becomes NaN, refused when it is read
-    # x2 = x + max(w - 1, 0) (reference 6.4); a width of 0 or less must stay visible, so it becomes x2 < x
-    right, bottom = (np.where(side > 0, np.maximum(side - 1, 0), -1) for side in (w, h))
-    self._boxes = np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
-    self._labels = labels[order].astype(np.int32)
-    self._box_ends = np.searchsorted(owner[order], np.arange(len(self.image_ids) + 1))
-    self._tiny = ((w > 0) & (h > 0)) & ((w <= 1) | (h <= 1))
+    def sort(owners: Sequence[int], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+      owners = positions(path, np.array(owners, np.int64), self.image_ids, "image")
+      labels = positions(path, np.array(labels, np.int64), self.category_ids, "category").astype(np.int32)
+      order, ends = group(owners, len(self.image_ids))
+      return order, labels[order], ends
 
-  def _leave_out_empty(self) -> None:
-    counts = np.diff(np.concatenate([[0], np.cumsum(~self._tiny)])[self._box_ends])
-    self._indices = np.flatnonzero(counts)
+    order, self._labels, self._box_ends = sort(content.owners, content.labels)
+    self._boxes = inclusive(np.array(content.boxes, np.float64).reshape(-1, 4)[order])
+    self._places = Places(path, content.begins, content.ends).take(order) if content.masks else None
+    self._crowds = sort(content.crowd_owners, content.crowd_labels)[1:]
+    self._absent = sort(content.absent_owners, content.absent_labels)[1:] if content.federated else None
+
+  def _with_objects(self) -> np.ndarray:
+    width, height = (self._boxes[:, 2:] - self._boxes[:, :2]).T
+    tiny = (width >= 0) & (height >= 0) & ((width == 0) | (height == 0))  # a broken box is none of them
+    return np.flatnonzero(np.diff(np.concatenate([[0], np.cumsum(~tiny)])[self._box_ends]))
 
   def _draw(self, shots: int, seed: int) -> None:
     order = self._indices[np.argsort(self.image_ids[self._indices])]
     classes = [self._labels[self._box_ends[i] : self._box_ends[i + 1]].tolist() for i in order]
     self._indices = order[fewshot.draw(classes, shots, seed)]
 
-  def _find_first(self) -> None:
-    first = [self._file(i) for i in self._indices[:_FIRST]]
-    if not any(os.path.isfile(file) for file in first):
-      raise FileNotFoundError(f"none of the first {len(first)} pictures exists, for example {first[0]}; check `images`")
-
-  def _file(self, image: int) -> str:
-    name = self._names[self._name_ends[image] : self._name_ends[image + 1]].tobytes().decode()
-    return os.path.join(self.folder, name)
-
   def __len__(self) -> int:
     return len(self._indices)
 
+  def _names(self, rows: tuple[np.ndarray, np.ndarray], image: int) -> tuple[str, ...]:
+    """Different classes of a picture in a (labels, ends) column."""
+    labels, ends = rows
+    return tuple(self.classes[i] for i in np.unique(labels[ends[image] : ends[image + 1]]))
+
   def __getitem__(self, index: int) -> Example:
-    """Raises BadRecord('missing_image')."""
+    """Raises BadRecord('missing_image'), and with masks BadRecord('broken_mask')."""
     image = self._indices[index]
-    file = self._file(image)
-    try:
-      with open(file, "rb") as stream:
-        data = stream.read()
-    except OSError as error:
-      raise BadRecord("missing_image", f"{self.name}/{self.image_ids[image]}", f"{file}: {error.strerror}") from error
     rows = slice(self._box_ends[image], self._box_ends[image + 1])
     height, width = self._sizes[image].tolist()
-    return Example(
+    image_id = int(self.image_ids[image])
+    example = Example(
       source=self.name,
-      image_id=int(self.image_ids[image]),
+      image_id=image_id,
       kind="detection",
-      image=data,
+      image=self._pictures.read(image, f"{self.name}/{image_id}"),
       boxes_xyxy_px=self._boxes[rows],
       labels=tuple(self.classes[i] for i in self._labels[rows]),
-      image_size=(height, width) if height and width else None,
+      image_size=(height, width) if height else None,
     )
+    if self._known_only:
+      absent = None if self._absent is None else self._names(self._absent, image)
+      example = dataclasses.replace(example, absent=absent, unsure=self._names(self._crowds, image))
+    if self._places is not None:
+      example = dataclasses.replace(example, masks=self._masks(range(rows.start, rows.stop), example))
+    return example
+
+  def _masks(self, rows: range, example: Example) -> tuple[Mask | None, ...]:
+    size = example.image_size or images.size_of(example.image, example.record)
+    try:
+      return tuple(from_coco(annotation["segmentation"], size) for annotation in self._places.read(rows))
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:  # the file may have been changed
+      raise BadRecord("broken_mask", example.record, f"{error}") from error
 
 
-def _positions(path: pathlib.Path, wanted: np.ndarray, known: np.ndarray, what: str) -> np.ndarray:
-  """Where each wanted id stands in `known`. Raises ValueError naming the first that does not."""
-  strangers = wanted[~np.isin(wanted, known)]
-  if len(strangers):
-    kind = f"known: {known.tolist()!s:.200}" if what == "category" else "it is not in `images`"
-    raise ValueError(f"{path}: an annotation has the unknown {what}_id {strangers[0]}; {kind}; correct or remove it")
-  order = np.argsort(known)
-  return order[np.searchsorted(known, wanted, sorter=order)] if len(wanted) else np.zeros(0, np.int64)
+class _Content:
+  """The columns of a COCO-format file, in its order."""
+
+  def __init__(self, path: pathlib.Path, masks: bool):
+    self.path, self.masks = path, masks
+    self.image_ids, self.sizes, self.categories = array("q"), array("i"), []
+    self._names, self._urls = [], []
+    self.owners, self.labels, self.boxes, self.used = array("q"), array("q"), array("d"), set()
+    self.begins, self.ends = array("q"), array("q")  # bytes of the annotations, with masks
+    self.crowd_owners, self.crowd_labels = array("q"), array("q")
+    self.absent_owners, self.absent_labels = array("q"), array("q")
+    given = collections.Counter()
+    for record in read_json(path, ("images", "annotations", "categories"), "annotations", _WHAT):
+      if record.list == "images":
+        self._add_image(record)
+        given.update(key for key in ("height", "width", "neg_category_ids", "file_name", "coco_url") if key in record)
+      elif record.list == "annotations":
+        self._add_annotation(record)
+        given.update(key for key in ("iscrowd", "segmentation") if key in record)
+      else:
+        self.categories.append(record)
+    count, boxes = len(self.image_ids), len(self.owners) + len(self.crowd_owners)
+    self.federated = all_or_none(path, "images", "neg_category_ids", given["neg_category_ids"], count)
+    for key in ("height", "width"):
+      all_or_none(path, "images", key, given[key], count)
+    all_or_none(path, "annotations", "iscrowd", given["iscrowd"], boxes)
+    if masks and given["segmentation"] < boxes:
+      raise ValueError(f"{path}: {boxes - given['segmentation']} annotations have no 'segmentation'; set masks=False")
+    self._named = all_or_none(path, "images", "file_name", given["file_name"], count)
+    self._linked = given["coco_url"] == count
+
+  def _add_image(self, record: Record) -> None:
+    image_id = record.whole("id")
+    self.image_ids.append(image_id)
+    self.sizes.extend(_size(record))
+    if "file_name" in record or "coco_url" not in record:
+      self._names.append(record.text("file_name"))
+    if "coco_url" in record:
+      self._urls.append(_last_two(record.text("coco_url")))
+    if "neg_category_ids" in record:
+      absent = record.wholes("neg_category_ids")
+      self.absent_labels.extend(absent)
+      self.absent_owners.extend([image_id] * len(absent))
+
+  def _add_annotation(self, record: Record) -> None:
+    owner, label, box = record.whole("image_id"), record.whole("category_id"), record.numbers("bbox", 4)
+    self.used.add(label)
+    if "iscrowd" in record and record.flag("iscrowd"):
+      self.crowd_owners.append(owner)
+      self.crowd_labels.append(label)
+      return
+    self.owners.append(owner)
+    self.labels.append(label)
+    self.boxes.extend(box)
+    if self.masks:
+      self.begins.append(record.begin)
+      self.ends.append(record.end)
+
+  def file_names(self) -> Iterator[Sequence[str]]:
+    """The names that the pictures may have below their folder, likeliest first."""
+    if self._named:
+      yield self._names
+      yield [_last_two(name) for name in self._names]
+    if self._linked:
+      yield self._urls
+
+
+def _last_two(path: str) -> str:
+  return "/".join(path.split("/")[-2:])
+
+
+def _size(image: Record) -> tuple[int, int]:
+  """Height and width of a picture, 0 0 where the file does not tell."""
+  if not (image.optional("height") and image.optional("width")):
+    return 0, 0
+  size = image.whole("height"), image.whole("width")
+  if not all(0 < side < 2**31 for side in size):
+    raise image.fault(f"has the height and width {size}; both must be positive")
+  return size

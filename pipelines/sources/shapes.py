@@ -11,7 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from pipelines.records import Example, Span
+from pipelines.masks import from_pixels
+from pipelines.records import Example, Question, Span
 from pipelines.sources.shapes_scene import COLOURS, HELD_OUT, KINDS, SEEN, Scene, Thing, make_scene
 from pipelines.sources.shapes_text import write_caption, write_questions
 
@@ -62,7 +63,7 @@ class Shapes:
     if config is not None and options:
       raise ValueError(f"shapes: give a config or its fields, not both (fields: {', '.join(options)})")
     self.config = config or ShapesConfig(**options)
-    self.name = f"shapes_{self.config.split}"
+    self.name, self.kind = f"shapes_{self.config.split}", self.config.task
     zero_shot = self.config.split == "zero_shot"
     self._pairs = frozenset(HELD_OUT + SEEN if zero_shot else SEEN)
     pairs = self.config.names == "pair"
@@ -97,12 +98,16 @@ class Shapes:
       image_id=int(index),
       kind=self.config.task,
       image=scene.image,
-      questions=write_questions(scene.things, side, self._pairs, self._rng(int(index), 2)),
+      questions=tuple(
+        Question(question, (answer,))
+        for question, answer in write_questions(scene.things, side, self._pairs, self._rng(int(index), 2))
+      ),
     )
     boxes = np.array([thing.box for thing in scene.things], np.float32).reshape(-1, 4)
+    masks = tuple(map(from_pixels, scene.masks))
     if self.config.task == "detection":
       labels = tuple(self._label(thing) for thing in scene.things)
-      return Example(**common, boxes_xyxy_px=boxes, labels=labels, masks=scene.masks)
+      return Example(**common, boxes_xyxy_px=boxes, labels=labels, masks=masks)
     caption, mentions = write_caption(scene.things, side, self._rng(int(index), 1))
     spans = [tuple(m.span for m in mentions if i in m.things) for i in range(len(boxes))]
     named = [i for i, found in enumerate(spans) if found]
@@ -111,7 +116,7 @@ class Shapes:
       boxes_xyxy_px=boxes[named],
       caption=caption,
       spans=tuple(spans[i] for i in named),
-      masks=scene.masks[named],
+      masks=tuple(masks[i] for i in named),
     )
 
 
@@ -132,8 +137,6 @@ def coco_dataset(source: Shapes, count: int | None = None) -> dict:
   w = x2 - x1 + 1; area counts mask pixels; segmentation is compressed RLE with text counts.
   Raises ValueError for a source with another task.
   """
-  from pycocotools import mask as rle  # only where evaluation is installed
-
   if source.config.task != "detection":
     raise ValueError(f"{source.name} has task {source.config.task!r}; COCO's format needs task='detection'")
   number = {name: i for i, name in enumerate(source.classes, 1)}
@@ -143,16 +146,15 @@ def coco_dataset(source: Shapes, count: int | None = None) -> dict:
     height, width = example.image.shape[:2]
     images.append({"id": index, "file_name": f"{source.name}/{index:06d}.png", "height": height, "width": width})
     for box, label, mask in zip(example.boxes_xyxy_px.tolist(), example.labels, example.masks, strict=True):
-      code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
       annotations.append(
         {
           "id": len(annotations) + 1,
           "image_id": index,
           "category_id": number[label],
           "bbox": [box[0], box[1], box[2] - box[0] + 1, box[3] - box[1] + 1],
-          "area": int(mask.sum()),
+          "area": int(mask.pixels().sum()),
           "iscrowd": 0,
-          "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+          "segmentation": mask.to_coco(),
         }
       )
   categories = [{"id": i, "name": name} for name, i in number.items()]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipelines import images
+from pipelines.masks import from_pixels
 from pipelines.records import BadRecord
 
 SHADES = np.array([[0, 40, 80], [120, 200, 255]], np.uint8)  # 2 3
@@ -127,14 +128,14 @@ def test_boxes_and_masks_follow_the_pixels(original, canvas, flipped):
   geometry = images.fit(original, canvas, flipped)
   scale = geometry.size[0] / original[0]
   for box in ([12, 20, 30, 44], [0, 0, 15, 20], [original[1] - 20, original[0] - 30, original[1] - 1, original[0] - 1]):
-    picture, mask = np.zeros((*original, 3), np.uint8), np.zeros((1, *original), bool)
+    picture, mask = np.zeros((*original, 3), np.uint8), np.zeros(original, bool)
     picture[box[1] : box[3] + 1, box[0] : box[2] + 1] = 255
-    mask[0, box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+    mask[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
     found = geometry.pixels(picture)
     assert found.shape == (*canvas, 3) and found.flags.c_contiguous
     assert not found[geometry.size[0] :].any() and not found[:, geometry.size[1] :].any()
     moved = geometry.to_canvas(np.array([box]))
-    for inside in (found[..., 0] >= 128, geometry.masks(mask)[0]):
+    for inside in (found[..., 0] >= 128, from_pixels(mask).moved(geometry).pixels()):
       y, x = np.nonzero(inside)
       extent = [x.min(), y.min(), x.max(), y.max()]
       # an inclusive right edge scales as x2 * s where the pixels end at (x2 + 1) * s - 1

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipelines import mirror
 from pipelines.concepts import concept_id
+from pipelines.masks import from_pixels
 from pipelines.prepare_example import PrepareConfig, blank, evaluation_example, train_example, usable_boxes
 from pipelines.prompts import PromptConfig
 from pipelines.records import BadRecord, Example
@@ -285,3 +286,34 @@ def test_real_pictures(shared, words):
     np.testing.assert_allclose(out.boxes_xyxy_px, example.boxes_xyxy_px * scale, atol=1.0)
     assert out.image[: out.image_size[0], : out.image_size[1]].std() > 5
     assert named_text(out, words, 0) == "raccoon"
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_masks_stay_with_their_boxes(words, flip):
+  """Every box that is kept has its own region, at the same place; a box without one has None."""
+  left, right = np.zeros((64, 80), bool), np.zeros((64, 80), bool)
+  left[:32, :40], right[8:, 40:] = True, True
+  masks = (from_pixels(left), None, from_pixels(right))
+  boxes = np.array([[0, 0, 39, 31], [0, 0, 79, 63], [40, 8, 79, 63]], np.float32)
+  labels = ("red circle", "no such class", "green star")
+  out = train(detection(boxes_xyxy_px=boxes, labels=labels, masks=masks), words, flip=flip)
+  assert out.reduced == (("box_not_named", "set/7"),) and len(out.masks) == 2
+  for mask, box in zip(out.masks, out.boxes_xyxy_px, strict=True):
+    y, x = np.nonzero(mask.pixels())
+    assert mask.pixels().shape == CANVAS
+    np.testing.assert_allclose([x.min(), y.min(), x.max(), y.max()], box, atol=0.51)
+  assert train(detection(), words).masks is None
+
+
+def test_a_prompt_names_other_classes_only_where_they_are_known_to_be_absent(words):
+  one = dict(boxes_xyxy_px=np.array([[0, 0, 39, 31]], np.float32), labels=("red circle",))
+
+  def named(mode, **fields):
+    prompt = PromptConfig(mode=mode, control_probabilities=(0, 0, 1, 0))
+    return {phrase.name for phrase in train(detection(**one, **fields), words, prompt=prompt).phrases}
+
+  for mode in ("all", "sample"):
+    assert named(mode) == set(CLASSES)
+    assert named(mode, absent=("green star",)) == {"red circle", "green star"}
+    assert named(mode, absent=()) == {"red circle"}
+    assert named(mode, unsure=("blue square", "red circle")) == {"red circle", "green star"}

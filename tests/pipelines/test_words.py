@@ -182,7 +182,7 @@ def test_shapes_data_set_is_written_in_whole_words(shapes):
   texts = [name for source in scenes for name in source.classes]
   for source in scenes:
     for example in map(source.__getitem__, range(20)):
-      texts += [example.caption, *example.labels, *(part for pair in example.questions for part in pair)]
+      texts += [example.caption, *example.labels, *(part for q in example.questions for part in (q.text, *q.answers))]
   used = {piece for text in texts for piece in pieces(shapes, text)}
   assert len(used) > 60
   assert not [piece for piece in used if piece == "[UNK]" or piece.startswith("##")]

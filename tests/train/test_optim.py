@@ -61,6 +61,29 @@ def test_cosine_schedule():
   assert (np.diff(rates) < 0).all()
 
 
+def test_decay_falls_as_in_the_authors_loop():
+  """lr_schedule.json, weight_decay_schedule_L: after the scheduler's step, once per milestone."""
+  cfg, total = optim.OptimConfig(weight_decay=0.01, decay_ratio=0.667, lr=1.0, warmup_steps=0), 1000
+  decay, want, passed = 0.01, [], 0
+  for step in range(total):
+    want.append(decay)
+    last_epoch = step + 1
+    if passed < 2 and last_epoch >= (670, 890)[passed] * 0.667:
+      decay, passed = decay * 0.1, passed + 1
+  found = jax.vmap(optim.make_decay(cfg, total))(jnp.arange(total))
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+
+  params = {"x": jnp.ones(1)}  # without a gradient the update is -lr decay x
+  tx = optim.make_optimizer(cfg, params, total).tx
+  state = jax.tree.map(lambda leaf: leaf + 600 if leaf.dtype == jnp.int32 else leaf, tx.init(params))
+  update, _ = tx.update({"x": jnp.zeros(1)}, state, params)
+  np.testing.assert_allclose(update["x"], -0.0001, rtol=1e-5)  # both drops of the decay, none of the rate
+  with pytest.raises(ValueError, match="cosine"):
+    optim.make_decay(dataclasses.replace(cfg, schedule="cosine"), total)
+  with pytest.raises(ValueError, match="1.5"):
+    optim.make_decay(dataclasses.replace(cfg, decay_ratio=1.5), total)
+
+
 def test_no_warmup_and_unknown_schedule():
   assert float(optim.make_schedule(optim.OptimConfig(lr=0.5, warmup_steps=0), 100)(0)) == 0.5
   with pytest.raises(ValueError, match="'linear'"):
