@@ -115,7 +115,7 @@ def base() -> config_dict.ConfigDict:
   c.train.init_from = config_dict.placeholder(str)
 
   c.eval = config_dict.ConfigDict()  # launch.experiment
-  # Name -> kind and options, and what is scored on it (launch.official.Evaluated): task, truth, wordings.
+  # Name -> kind and options, and what is scored on it (launch.official.Evaluated): evaluator, truth, wordings.
   c.eval.sources = config_dict.ConfigDict()
   c.eval.canvases = landscape_and_portrait((800, 1344))
   c.eval.batch = 16
@@ -162,9 +162,9 @@ def mdetr_json(file: str, images: str, name: str, weight: float = 1.0) -> config
   )
 
 
-def scored(entry: config_dict.ConfigDict, task: str, truth: str = "", wordings: tuple = ()) -> config_dict.ConfigDict:
+def scored(entry: config_dict.ConfigDict, evaluator: str, truth: str = "", wordings: tuple = ()):
   """An entry of `eval.sources` that names its task (without one: COCO's AP of classes, recall of phrases)."""
-  entry.update(task=task, truth=truth, wordings=wordings)
+  entry.update(evaluator=evaluator, truth=truth, wordings=wordings)
   return entry
 
 

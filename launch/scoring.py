@@ -30,7 +30,11 @@ from pipelines.words import Words, load_words
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR100", "unseen_AP", "unseen_AP50")
 SHOWN += ("R@1", "R@5", "R@10", "R@upper_bound", "merged/R@1", "Pr@0.5", "P@1", "mIoU")
-KEEP_EMPTY = ("coco_json", "mdetr_json")  # kinds that leave out records without boxes unless told otherwise
+KEEP_EMPTY = (
+  "coco_json",
+  "flickr30k",
+  "mdetr_json",
+)  # kinds that leave out records without boxes unless told otherwise
 UNSEEN = ("AP", "AP50")  # of classes that training never shows also their own mean, 'unseen_AP' ...
 
 
@@ -62,7 +66,7 @@ def evaluate(
   they are thrown away; several processes need a folder that all of them see). With `resume` an evaluation that was
   killed goes on where it was, if `about` (what else the predictions depend on: checkpoint, step) is the same.
 
-  On process 0: {"sources": {NAME: metrics, task, images, skipped, seconds}, "odinw": means over the sets of that task}
+  On process 0: {"sources": {NAME: metrics, task, images, skipped, seconds, files}, "odinw": means over the sets of that task}
   and at the top every number of these by its name, the first source that has it winning; on the others {}. `numbers`
   flattens it. Raises ValueError for what does not fit together, before anything is predicted.
   """
@@ -82,7 +86,9 @@ def evaluate(
       done = shards.finish()
       if first:
         metrics = score(task, truths[one.name], shards.target, source)
-        report[one.name] = {"task": task, **metrics, **done, "seconds": round(time.monotonic() - began, 3)}
+        seconds = round(time.monotonic() - began, 3)
+        files = {} if out is None else {"annotations": str(truths[one.name]), "predictions": str(shards.target)}
+        report[one.name] = {"task": task, **metrics, **done, "seconds": seconds, **files}
   return _whole(report) if first else {}
 
 

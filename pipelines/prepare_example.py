@@ -133,6 +133,7 @@ def _assemble(
     text=text,
     phrases=named.phrases,
     mirrored=geometry.flipped,
+    text_id=example.text_id,
     masks=None if masks is None else tuple(None if mask is None else mask.moved(geometry) for mask in masks),
     reduced=tuple(reduced),
   )

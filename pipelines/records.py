@@ -132,6 +132,7 @@ class Prepared:
   text: str  # the prompt or caption that was tokenised
   phrases: tuple[Phrase, ...]  # what the prompt names, in order
   mirrored: bool = False
+  text_id: int | None = None
   masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
@@ -149,6 +150,7 @@ class Info:
   text: str
   phrases: tuple[Phrase, ...]
   mirrored: bool
+  text_id: int | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_the_sets_of_odinw(shared):
     expected = {task["register"]["test"][0] for task in known if task["benchmark"] == benchmark}
     assert expected - paths <= {"odinw/plantdoc/100x100/test/annotations_without_background.json"}
     assert paths <= expected and len(paths) == len(sources) == int(member[5:])
-    assert {one.task for one in sources} == {"odinw"}
+    assert {one.evaluator for one in sources} == {"odinw"}
     assert sum(bool(one.wordings) for one in sources) == (4 if member == "odinw35" else 0)
 
 

@@ -6,7 +6,6 @@ ids, canvases, padding, the last incomplete batch) costs it points.
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -21,8 +20,6 @@ from launch.predicting import local_rows
 from launch.scoring import ScoringConfig
 from pipelines.build import DataConfig
 from pipelines.concepts import concept_id
-from pipelines.records import Example
-from pipelines.sources import SOURCES
 
 
 @dataclasses.dataclass
@@ -138,7 +135,7 @@ def test_lvis_by_the_rules_of_its_task(shared, tmp_path):
   oracle = Oracle(InferConfig(max_detections=3))
   report = evaluate(
     oracle,
-    ("coco_json", options, {"task": "lvis_fixed"}),
+    ("coco_json", options, {"evaluator": "lvis_fixed"}),
     out=tmp_path,
     per_prompt=40,
     changes=dict(canvases=((640, 640),)),
@@ -151,30 +148,6 @@ def test_lvis_by_the_rules_of_its_task(shared, tmp_path):
   assert len(found) > 3 * len(content["images"])
   sizes = {(a["image_id"], a["category_id"]): a["bbox"][2] for a in content["annotations"]}
   assert np.median([r["bbox"][2] - sizes[r["image_id"], r["category_id"]] for r in found]) == pytest.approx(-1, abs=0.6)
-
-
-class MdetrFile:
-  """A source of captions in MDETR's form, from a few lines."""
-
-  classes = ()
-
-  def __init__(self, annotations, images, keep_empty):
-    assert keep_empty
-    content = json.loads(pathlib.Path(annotations).read_text())
-    self.name, self.folder, self.texts = "mdetr", pathlib.Path(images), content["images"]
-    self.own = {i["id"]: [a for a in content["annotations"] if a["image_id"] == i["id"]] for i in self.texts}
-
-  def __len__(self):
-    return len(self.texts)
-
-  def __getitem__(self, index):
-    text = self.texts[index]
-    own = self.own[text["id"]]
-    boxes = np.array([a["bbox"] for a in own], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2] - 1
-    spans = tuple(tuple(map(tuple, a["tokens_positive"])) for a in own)
-    file = (self.folder / text["file_name"]).read_bytes()
-    return Example("mdetr", -1, "grounding", file, boxes, caption=text["caption"], spans=spans)
 
 
 MDETR = {  # annotations, pictures, official truth, a number that the true boxes reach
@@ -206,17 +179,25 @@ MDETR = {  # annotations, pictures, official truth, a number that the true boxes
 
 
 @pytest.mark.parametrize("task", MDETR)
-def test_oracle_on_captions_in_the_form_of_every_task(shared, tmp_path, monkeypatch, task):
-  monkeypatch.setitem(SOURCES, "mdetr_json", MdetrFile)
+def test_oracle_on_captions_in_the_form_of_every_task(shared, tmp_path, task):
   annotations, images, truth, (key, least) = MDETR[task]
   options = {"annotations": str(shared / "data" / annotations), "images": str(shared / "data" / images)}
-  scored = {"task": task, "truth": str(shared / "data" / truth) if truth else ""}
+  scored = {"evaluator": task, "truth": str(shared / "data" / truth) if truth else ""}
   report = evaluate(Oracle(), ("mdetr_json", options, scored), out=tmp_path, changes=dict(max_tokens=400))
   metrics = report["sources"]["a"]
   assert metrics["skipped"] == {} and metrics[key] >= least
   same_numbers(report, tmp_path, {"a": shared / "data" / (truth or annotations)})
   worse = evaluate(Oracle(worse="shifted"), ("mdetr_json", options, scored), changes=dict(max_tokens=400))
   assert worse[key] < report[key]
+
+
+def test_flickr_from_its_own_files(shared, tmp_path):
+  root = shared / "data/flickr30k_entities_sample"
+  options = {"root": str(root), "images": str(root / "flickr30k_images"), "split": "test"}
+  scored = {"evaluator": "flickr", "truth": str(root / "test.txt")}
+  report = evaluate(Oracle(), ("flickr30k", options, scored), out=tmp_path, changes=dict(max_tokens=400))
+  assert report["R@1"] == 1.0 and report["sources"]["a"]["missing_sentences"] == 0
+  same_numbers(report, tmp_path, {"a": root / "test.txt"})
 
 
 def files_of(report, out, truth):
@@ -240,8 +221,8 @@ def test_the_files_score_the_same(shared, tmp_path):
   entries = [
     ("shapes", {**scenes, "task": "detection"}),
     ("shapes", {**scenes, "task": "grounding"}),
-    coco_entry(shared, *FILES["raccoon"], task="odinw"),
-    coco_entry(shared, *FILES["bccd"], task="odinw"),
+    coco_entry(shared, *FILES["raccoon"], evaluator="odinw"),
+    coco_entry(shared, *FILES["bccd"], evaluator="odinw"),
   ]
   report = evaluate(Oracle(worse="shifted"), *entries, out=tmp_path)
   truth = {k: tmp_path / f"{k}.truth.json" for k in "ab"}
@@ -262,14 +243,17 @@ def test_the_files_score_the_same(shared, tmp_path):
 def test_what_cannot_be_predicted_is_said_before_the_work(shared):
   scenes = {"split": "val", "length": 2, "task": "grounding"}
   for scored, message in (
-    ({"task": "vqa"}, "eval.sources.a: task 'vqa' cannot be predicted; there is no head for it yet; known: coco, lvis"),
-    ({"task": "coco"}, "eval.sources.a: task coco does not go with a source of captions"),
-    ({"task": "flickr"}, "eval.sources.a: task flickr needs `truth`"),
+    (
+      {"evaluator": "vqa"},
+      "eval.sources.a: task 'vqa' cannot be predicted; there is no head for it yet; known: coco, lvis",
+    ),
+    ({"evaluator": "coco"}, "eval.sources.a: task coco does not go with a source of captions"),
+    ({"evaluator": "flickr"}, "eval.sources.a: task flickr needs `truth`"),
   ):
     with pytest.raises(ValueError, match=message):
       evaluate(None, ("shapes", scenes, scored))
   with pytest.raises(ValueError, match="task phrasecut is scored as a whole; set eval.limit to None"):
-    evaluate(None, ("shapes", scenes, {"task": "phrasecut", "truth": "refer.json"}), limit=1)
+    evaluate(None, ("shapes", scenes, {"evaluator": "phrasecut", "truth": "refer.json"}), limit=1)
 
 
 def test_a_killed_evaluation_goes_on(shared, tmp_path):
