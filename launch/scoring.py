@@ -34,7 +34,7 @@ KEEP_EMPTY = (
   "coco_json",
   "flickr30k",
   "mdetr_json",
-)  # kinds that leave out records without boxes unless told otherwise
+)  # kinds that else leave out records without boxes
 UNSEEN = ("AP", "AP50")  # of classes that training never shows also their own mean, 'unseen_AP' ...
 
 
@@ -66,9 +66,10 @@ def evaluate(
   they are thrown away; several processes need a folder that all of them see). With `resume` an evaluation that was
   killed goes on where it was, if `about` (what else the predictions depend on: checkpoint, step) is the same.
 
-  On process 0: {"sources": {NAME: metrics, task, images, skipped, seconds, files}, "odinw": means over the sets of that task}
-  and at the top every number of these by its name, the first source that has it winning; on the others {}. `numbers`
-  flattens it. Raises ValueError for what does not fit together, before anything is predicted.
+  On process 0: {"sources": {NAME: task, metrics, images, skipped, seconds and, with `out`, the names of both files},
+  "odinw": means over the sets of that task} and at the top every number of these by its name, the first source that has
+  it winning; on the others {}. `numbers` flattens it. Raises ValueError for what does not fit together, before anything
+  is predicted.
   """
   words = words or load_words(data.tokenizer, data.max_tokens)
   opened = [(one, source, official.task_of(one, source)) for one in cfg.sources for source in [_open(one.entry)]]

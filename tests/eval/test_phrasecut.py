@@ -72,3 +72,22 @@ def test_wrong_predictions(refer, tmp_path):
   shutil.copy(refer, tmp_path)
   with pytest.raises(FileNotFoundError, match="image_data_split.json does not exist"):
     phrasecut.evaluate(tmp_path / refer.name, [])
+
+
+def test_boxes_cover_regions_as_the_official_tool_draws_them(refer):
+  """The last row and column of a box are left out, as there; the truth as prediction is perfect all the same."""
+  shape = (20, 30)
+  np.testing.assert_array_equal(np.argwhere(phrasecut.covered([[2.7, 3, 4, 3.9]], shape)), [
+    [y, x] for y in (3, 4) for x in (2, 3, 4)
+  ])  # fmt: skip
+  tasks = json.loads(refer.read_text())
+  truth = [{"task_id": t["task_id"], "boxes": t["instance_boxes"]} for t in tasks]
+  report = phrasecut.evaluate(refer, truth, "bbox")
+  assert report["mIoU"] == report["Pr@0.9"] == 1.0 and report["missing"] == 0
+  assert set(report["per_subset"]) == set(phrasecut.evaluate(refer, [])["per_subset"])
+  half = [{**t, "boxes": [[x, y, (w + 1) / 2, h] for x, y, w, h in t["boxes"]]} for t in truth]
+  single = [t["task_id"] for t in tasks if len(t["instance_boxes"]) == 1]
+  report = phrasecut.evaluate(refer, [t for t in half if t["task_id"] in single], "bbox")
+  assert report["per_subset"]["i_single"]["mIoU"] == pytest.approx(0.5, abs=0.02)
+  with pytest.raises(ValueError, match="record 0 has a box that is not four finite numbers"):
+    phrasecut.evaluate(refer, [{"task_id": single[0], "boxes": [[1, 2, 3]]}], "bbox")
