@@ -3,9 +3,11 @@
   glipv2 train --config=configs/pretrain.py:t --workdir=DIR --config.data.root=/data
 
 All four losses are on (paper equation 2); `--config.loss.weights.mlm=0.0` removes one with its computation.
-Detection data in COCO's format under `{root}`: Objects365 and COCO. The other sources of the paper are not read yet
-(README, status).
+Detection data under `{root}`: Objects365 and COCO for T; for B and H the paper's FiveODs, which adds OpenImages, Visual
+Genome and ImageNet's boxes.
 """
+
+from ml_collections import config_dict
 
 from configs import common
 
@@ -18,12 +20,11 @@ def get_config(arg: str | None = None):
   c.model.mlm = True
   c.loss.weights.inter = 1.0
   c.loss.weights.mlm = 1.0
-  c.data.sources.objects365 = common.coco_json(
-    "{root}/objects365/annotations/zhiyuan_objv2_train.json", "{root}/objects365/train", "objects365", 0.85
-  )
-  c.data.sources.coco = common.coco_json(
-    "{root}/coco/annotations/instances_train2017.json", "{root}/coco/train2017", "coco", 0.15
-  )
+  c.data.sources = common.five_ods()
+  if member == "t":
+    for name in ("openimages", "visual_genome", "imagenet_boxes"):
+      del c.data.sources[name]
+    c.data.sources.objects365.weight, c.data.sources.coco.weight = 0.85, 0.15
   c.eval.sources.coco_val = common.coco_json(
     "{root}/coco/annotations/instances_val2017.json", "{root}/coco/val2017", "coco_val"
   )
@@ -35,7 +36,7 @@ def get_config(arg: str | None = None):
     c.model.remat = ("swin", "text", "dyconv")
     c.train.total_steps = 1_000_000
   if "debug" in switches:  # the same network on embedded data: traces and runs anywhere with enough memory
-    del c.data.sources.objects365, c.data.sources.coco, c.eval.sources.coco_val
+    c.data.sources, c.eval.sources = config_dict.ConfigDict(), config_dict.ConfigDict()
     c.data.sources.shapes = common.shapes("train", "grounding", 1.0)
     c.eval.sources.shapes = common.shapes("val", "grounding", 1.0)
     c.data.canvases = c.eval.canvases = ((128, 128),)

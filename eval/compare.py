@@ -108,7 +108,7 @@ def _benchmark(result: Result) -> str | None:
     return f"coco/{result.shape}" if named or same else None
   if task == "odinw":
     runs = numbers["runs"].values() if "runs" in numbers else [numbers]
-    return "odinw" if {len(run["per_set"]) for run in runs if "per_set" in run} == {_ODINW_SETS} else None
+    return "odinw" if {run["sets"] for run in runs if "sets" in run} == {_ODINW_SETS} else None
   return f"{task}/{result.shape}" if task in _BY_SHAPE else task
 
 

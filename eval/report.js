@@ -1,10 +1,13 @@
 "use strict";
-// Tables: a click on a column's head sorts by it, the next one turns the order round; absent numbers stay last.
+// Tables: a click on a column's head sorts by it, numbers from the highest, the next click turns the order round;
+// absent numbers stay last.
 for (const table of document.querySelectorAll("table.sort")) {
   const heads = table.tHead.rows[0].cells;
   for (const [column, head] of [...heads].entries()) {
     head.querySelector("button").addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending";
+      const sorted = head.getAttribute("aria-sort");
+      const numeric = table.tBodies[0].rows[0]?.cells[column].dataset.value !== undefined;
+      const down = sorted === null ? numeric : sorted === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const key = (row) => {

@@ -34,7 +34,7 @@ def bar(fraction: float | None, most: float) -> str:
   if fraction is None:
     return cell(None)
   drawn = f'<span class="bar" style="--w:{100 * fraction / most:.1f}%" aria-hidden="true"></span>'
-  return f'<td data-value="{fraction!r}">{drawn}<span class="number">{100 * fraction:.1f}</span></td>'
+  return f'<td class="bars" data-value="{fraction!r}">{drawn}<span class="number">{100 * fraction:.1f}</span></td>'
 
 
 def difference(number: float | None, gap: float | None, measure: str) -> str:

@@ -109,6 +109,8 @@ def _evaluated(sources: Mapping[str, Mapping[str, Any]], root: str) -> tuple[Eva
 
 
 def _with_root(value: Any, root: str) -> Any:
+  if isinstance(value, list | tuple):  # json makes lists of tuples
+    return tuple(_with_root(item, root) for item in value)
   return value.replace("{root}", root.rstrip("/") or ".") if isinstance(value, str) else value
 
 

@@ -10,6 +10,7 @@ them and their annotations. The page needs nothing else and loads nothing.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import warnings
@@ -23,7 +24,7 @@ from eval.paper import SETTINGS
 from glipv2_jax import __version__
 from launch import history, report_pictures
 
-METRICS, CONFIG = "metrics.json", "config.json"
+METRICS, CONFIG, PREDICTIONS = "metrics.json", "config.json", "predictions"  # in a run folder
 CURVES = ("AP", "AP50", "AP75", "R@1", "mIoU", "Pr@0.5")  # drawn over the steps
 
 
@@ -67,11 +68,12 @@ def make(options: argparse.Namespace) -> str:
   for path, name in zip(options.runs, names, strict=True):
     folder = path if path.is_dir() else None
     config = read_json(folder / CONFIG) if folder and (folder / CONFIG).is_file() else None
-    run = Run(name, tuple(_results(path, options)), *_about(config))
+    run = Run(name, tuple(_results(path, options, config)), *_about(config))
     runs.append(run)
     for result in run.results:
-      if result.task in report.TASKS and result.predictions is not None and result.annotations is not None:
-        analysis = report.analyse(result.annotations, result.predictions, result.task, result.shape)
+      task = "coco" if result.task == "odinw" else result.task  # one set of it is scored as COCO
+      if task in report.TASKS and all(file and file.is_file() for file in (result.predictions, result.annotations)):
+        analysis = report.analyse(result.annotations, result.predictions, task, result.shape)
         drawn, lack = report_pictures.worst(analysis, _finder(result, config, options.images), options.worst)
         parts.append(report_page.Part(name, result, analysis, drawn, lack))
     if folder and (folder / history.JSON_LINES).is_file():
@@ -93,8 +95,9 @@ def names_of(paths: Sequence[pathlib.Path]) -> list[str]:
   return names
 
 
-def _results(path: pathlib.Path, options: argparse.Namespace) -> list[Result]:
-  """What a RUN has measured."""
+def _results(path: pathlib.Path, options: argparse.Namespace, config: Mapping[str, Any] | None) -> list[Result]:
+  """What a RUN has measured; `config`: of a run folder."""
+  folder = path
   if path.is_dir():
     if not (path / METRICS).is_file():
       if not (path / history.JSON_LINES).is_file():
@@ -110,10 +113,32 @@ def _results(path: pathlib.Path, options: argparse.Namespace) -> list[Result]:
     raise ValueError(f"{path} holds a {type(content).__name__}; give the JSON object of metrics, or a list of results")
   if "sources" not in content:
     return [_result(_short(_path(path, content, "annotations")) or path.stem, content, path)]
-  results = [_result(name, numbers, path) for name, numbers in content["sources"].items()]
+  results = [
+    dataclasses.replace(_result(name, numbers, path), **_kept(folder, name, config))
+    for name, numbers in content["sources"].items()
+  ]
   if "odinw" in content:
     results.append(Result("ODinW", "odinw", "bbox", content["odinw"]))
   return results
+
+
+def _kept(folder: pathlib.Path, name: str, config: Mapping[str, Any] | None) -> dict[str, pathlib.Path]:
+  """The predictions of an evaluation source that a run folder keeps, and what they were scored against."""
+  predictions = folder / PREDICTIONS / f"{name}.json"
+  if not predictions.is_file():
+    return {}
+  truth = predictions.with_suffix(".truth.json")  # there where the source has no file of its own
+  if not truth.is_file():
+    options = config["eval"]["sources"][name] if config is not None and name in config["eval"]["sources"] else {}
+    named = [options[key] for key in ("truth", "annotations") if key in options and options[key]]
+    if not named:
+      return {}
+    truth = pathlib.Path(_with_root(named[0], config))
+  return {"annotations": truth, "predictions": predictions}
+
+
+def _with_root(path: str, config: Mapping[str, Any]) -> str:
+  return path.replace("{root}", config["data"]["root"].rstrip("/") or ".")
 
 
 def _result(data: str, numbers: Mapping[str, Any], path: pathlib.Path) -> Result:
@@ -167,8 +192,8 @@ def _finder(
     return report_pictures.in_folders(folders)
   options = sources[result.data]
   if options["kind"] != "shapes":
-    images = str(options["images"]) if "images" in options else "{root}"
-    return report_pictures.in_folders([pathlib.Path(images.replace("{root}", config["data"]["root"] or "."))])
+    images = options["images"] if "images" in options else "{root}"
+    return report_pictures.in_folders([pathlib.Path(_with_root(images, config))])
   from PIL import Image
 
   from pipelines.sources.shapes import Shapes  # JAX comes with it, so only where scenes are drawn anew

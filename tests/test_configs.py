@@ -1,5 +1,6 @@
 """Every configuration file becomes an Experiment, with every argument, also after a trip through JSON."""
 
+import inspect
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from configs import demo, evaluation, finetune_coco, pretrain
 from glipv2_jax.models import glipv2
 from launch import experiment, train
+from pipelines.sources import SOURCES
 
 CASES = [
   (demo, None),
@@ -64,6 +66,13 @@ def test_root_is_put_into_the_options_of_sources():
   config.data.root = "/data/cells/"
   ((kind, _, options),) = experiment.from_tree(config.to_dict()).data.sources
   assert kind == "coco_json" and dict(options)["annotations"] == "/data/cells/annotations/train.json"
+
+
+@pytest.mark.parametrize("member", ["t", "b"])
+def test_sources_of_pretraining_take_their_options(member):
+  for kind, _, options in experiment.from_tree(pretrain.get_config(member).to_dict()).data.sources:
+    inspect.signature(SOURCES[kind]).bind(**dict(options))
+    assert not [value for value in dict(options).values() if "{root}" in str(value)]
 
 
 def test_unknown_override_stops_with_its_name(tmp_path, capsys):

@@ -6,6 +6,7 @@ PyTorch are each in memory of their own, which is free again once nobody holds t
 
 import dataclasses
 import json
+import logging
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ SAFETENSORS = {
 }  # fmt: skip
 HEADER_LIMIT = 100 * 2**20  # bytes; the limit of the safetensors library
 TORCH = (".pth", ".pt", ".bin")
+log = logging.getLogger(__name__)
 
 
 class BadWeights(ValueError):
@@ -132,3 +134,16 @@ def stripped(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   if all(name.startswith("module.") for name in state):
     return {name.removeprefix("module."): value for name, value in state.items()}
   return state
+
+
+def not_finite(value: np.ndarray) -> int:
+  """How many numbers are NaN or infinite."""
+  return value.size - np.count_nonzero(np.isfinite(value))
+
+
+def warn_of_not_finite(counts: Mapping[str, int]) -> None:
+  """One warning for all parameters (path -> `not_finite`) that hold such numbers."""
+  broken = {path: count for path, count in counts.items() if count}
+  if broken:
+    numbers, names = sum(broken.values()), ", ".join(broken)
+    log.warning("%d numbers in %d parameters are NaN or infinite: %s", numbers, len(broken), names)

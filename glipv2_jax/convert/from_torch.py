@@ -51,22 +51,18 @@ class Weights:
 
     Once only: `found` is emptied, for a file's tensors must not stay in memory beside the parameters.
     """
-    cast, broken, numbers = {}, [], 0
+    cast, broken = {}, {}
     while self.found:
       entry, tensors = self.found.popleft()
       for tensor in tensors:
         if tensor.dtype != np.float32:
           cast[tensor.dtype.name] = cast.get(tensor.dtype.name, 0) + 1
       value = entry.from_torch([_fit(entry, tensor, self.window) for tensor in tensors])
-      wrong = value.size - np.count_nonzero(np.isfinite(value))
-      if wrong:
-        broken.append(entry.path)
-        numbers += wrong
+      broken[entry.path] = files.not_finite(value)
       yield entry.path, value
     for dtype, count in cast.items():
       log.info("%d tensors cast from %s to float32", count, dtype)
-    if broken:
-      log.warning("%d numbers in %d parameters are NaN or infinite: %s", numbers, len(broken), ", ".join(broken))
+    files.warn_of_not_finite(broken)
 
 
 def load(paths: Sequence[str], cfg: ModelConfig, options: Options = Options(), *, variant: str | None = None,

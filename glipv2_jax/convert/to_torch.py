@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from glipv2_jax.convert import dialects, names
+from glipv2_jax.convert import dialects, files, names
 from glipv2_jax.convert.files import BadWeights
 from glipv2_jax.models.glipv2 import param_paths
 from glipv2_jax.models.variants import ModelConfig
@@ -48,7 +48,8 @@ def write(
 
   `form` 'glip': {"model": state_dict} as the authors' checkpointer reads it; 'mmdet': {"state_dict": ..., "meta": ...};
   'safetensors': the authors' names, with variant and config as JSON in the metadata. The first two need PyTorch.
-  Raises BadWeights where it is absent, ValueError for an unknown form or foreign parameters.
+  NaN and infinite numbers are written as they are and warned of. Raises BadWeights where PyTorch is absent, ValueError
+  for an unknown form or foreign parameters.
   """
   if form not in FORMATS:
     raise ValueError(f"format {form!r} is not known; known: {', '.join(FORMATS)}")
@@ -56,6 +57,8 @@ def write(
   if form == "safetensors" and path.suffix != ".safetensors":
     raise ValueError(f"{path}: a safetensors file must end in .safetensors")
   state = state_dict(params, cfg, "mmdet" if form == "mmdet" else "glip")
+  leaves = zip(param_paths(params), jax.tree.leaves(params), strict=True)
+  files.warn_of_not_finite({name: files.not_finite(value) for name, value in leaves})
   part = path.with_name(path.name + ".part")
   path.parent.mkdir(parents=True, exist_ok=True)
   about = {"variant": variant, "config": json.dumps(config)}

@@ -139,6 +139,15 @@ def test_nan_is_counted_and_warned_of(caplog):
   assert "head/bias0" in record.getMessage() and "head/bbox_pred/kernel" in record.getMessage()
 
 
+def test_nan_goes_out_with_the_same_warning(tmp_path, caplog):
+  params = random_params()
+  params["head"]["bbox_pred"]["kernel"][0, :3] = np.nan
+  to_torch.write(tmp_path / "x.safetensors", params, CFG, "safetensors", variant="tiny", config={})
+  (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+  assert record.getMessage() == "3 numbers in 1 parameters are NaN or infinite: head/bbox_pred/kernel"
+  assert np.isnan(files.read(tmp_path / "x.safetensors").state["rpn.head.bbox_pred.weight"]).sum() == 3
+
+
 def test_patterns_excuse_missing_surplus_and_shape(caplog):
   state = random_state()
   del state["rpn.head.bias0"]
