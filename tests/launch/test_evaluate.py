@@ -79,7 +79,7 @@ def test_masks_and_the_tasks_that_are_left(shared, tmp_path):
   ]
   (tmp_path / "boxes.json").write_text(json.dumps(boxes))
   assert tasks.score("refexp", [refer], [tmp_path / "boxes.json"])["Pr@0.5"] == 1.0
-  assert set(tasks.TASKS) == {*CASES, "odinw", "refexp"}
+  assert set(tasks.TASKS) == {*CASES, "odinw", "refexp", "grounding"}  # the last: test_mdetr.py
 
 
 def test_what_is_odd_and_what_is_wrong_is_said_in_one_line(shared, tmp_path, capsys):
