@@ -77,8 +77,8 @@ def ours(variant: str, canvas: tuple[int, int], repeat: int, with_parts: bool) -
   import numpy as np
   from flax import nnx
 
-  from benchmarks import flops
   from glipv2_jax.models import glipv2, variants
+  from glipv2_jax.train import flops
   from glipv2_jax.train.state import RUN_ONCE
 
   cfg = variants.get(variant)

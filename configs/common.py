@@ -32,6 +32,8 @@ def base() -> config_dict.ConfigDict:
   c.model.variant = "glip_t"
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
+  c.model.deform = "auto"
+  c.model.loop = False
   c.model.remat = ("dyconv",)
   c.model.mlm = False  # the head of L_mlm
   c.model.inter_dim = 0  # 64: the network has the head of L_inter

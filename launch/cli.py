@@ -11,10 +11,13 @@ COMMANDS = {
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
   "report": ("launch.report", "runs beside the paper's tables, and their errors, as one HTML page"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
+  "data": ("launch.data", "check, count or draw a data set before training"),
+  "pseudo-label": ("launch.pseudo_label", "put a teacher's boxes on captions, as data to train a student on"),
   "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
   "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),
   "export-onnx": ("launch.export_onnx", "write a checkpoint as an ONNX file: no JAX where it runs"),
   "export-stablehlo": ("launch.export_stablehlo", "write a checkpoint as StableHLO: only JAX where it runs"),
+  "compile-tpu": ("launch.compile_tpu", "what the training step needs and costs on a TPU slice, without a TPU"),
 }
 
 

@@ -50,6 +50,13 @@ def annotate(picture: Image.Image | np.ndarray, marks: Sequence[Mark], title: st
   return _with_title(image, title, font) if title else image
 
 
+def tinted(picture: np.ndarray, region: np.ndarray, colour: int = 0) -> np.ndarray:
+  """A copy of `picture` h w 3 uint8 with the region h w bool shaded in a colour."""
+  shaded = picture.copy()
+  shaded[region] = (picture[region] * 0.55 + np.array(COLOURS[colour % len(COLOURS)]) * 0.45).astype(np.uint8)
+  return shaded
+
+
 def font_for(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   """The font whose size fits a picture of `size` (width, height): a thirtieth of the short side, 13 to 40 pixels."""
   return ImageFont.load_default(int(np.clip(min(size) / 30, 13, 40)))

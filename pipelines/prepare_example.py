@@ -174,11 +174,16 @@ def train_example(
 
 
 def evaluation_example(
-  example: Example, words: Words, cfg: PrepareConfig, canvas: tuple[int, int], mirrored: bool = False
+  example: Example,
+  words: Words,
+  cfg: PrepareConfig,
+  canvas: tuple[int, int],
+  mirrored: bool = False,
+  prompt: Prompt | None = None,
 ) -> Prepared:
   """One example without augmentation. Grounding: its caption, and its distinct spans in order as the phrases (left and
   right exchanged where the picture is mirrored and cfg.swap_sides). Detection: no text, because all pictures of a
-  source are asked the same (`prompts.all_classes_prompts`); its boxes carry concepts only.
+  source are asked the same (`prompts.all_classes_prompts`), or that of `prompt`; its boxes carry concepts only.
 
   Boxes that training would refuse are left out here: the ground truth of an evaluation is the annotation itself, and
   every picture must be predicted.
@@ -199,8 +204,10 @@ def evaluation_example(
     named = name_boxes_by_spans(prompt.text, encoding, [s for s, keep in zip(example.spans, fine, strict=True) if keep])
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   else:
-    prompt, encoding = Prompt("", ()), words.encode("")
+    prompt = prompt or Prompt("", ())
+    encoding = words.encode(prompt.text)
     named = unnamed([label for label, keep in zip(example.labels, fine, strict=True) if keep], encoding)
+    named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas, mirrored)
   return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, None)

@@ -11,6 +11,8 @@ from glipv2_jax.models.layers import (
   dropout,
   fold,
   gelu,
+  in_turn,
+  loop,
   maybe_checkpoint,
   normal_02,
 )
@@ -65,13 +67,16 @@ class Embeddings(nnx.Module):
 class Bert(nnx.Module):
   """tokens b m int32, tokens_valid b m bool -> last hidden layer b m d float32 (padding positions not masked)."""
 
-  def __init__(self, cfg: TextConfig, *, dtype, remat: tuple[str, ...] = (), rngs: nnx.Rngs):
+  def __init__(self, cfg: TextConfig, *, dtype, remat: tuple[str, ...] = (), looped: bool = False, rngs: nnx.Rngs):
     self.embeddings = Embeddings(cfg, rngs=rngs)
     self.layers = nnx.List(BertLayer(cfg, limited=False, dtype=dtype, rngs=rngs) for _ in range(cfg.layers))
-    self.rate, self.remat = cfg.dropout, remat
+    self.rate, self.remat, self.looped = cfg.dropout, remat, looped
 
   def __call__(self, tokens: jax.Array, tokens_valid: jax.Array, key: jax.Array | None = None) -> jax.Array:
     x = dropout(self.embeddings(tokens), self.rate, fold(key, len(self.layers)))
-    for i, layer in enumerate(self.layers):
-      x = maybe_checkpoint(layer, self.remat, "text")(x, tokens_valid, fold(key, i))
+
+    def run(layer, x, i):
+      return maybe_checkpoint(layer, self.remat, "text")(x, tokens_valid, fold(key, i))
+
+    x = (loop if self.looped else in_turn)(self.layers, run, x)
     return x

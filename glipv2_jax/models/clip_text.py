@@ -10,6 +10,8 @@ from glipv2_jax.models.layers import (
   SelfAttention,
   dropout,
   fold,
+  in_turn,
+  loop,
   maybe_checkpoint,
   normal_02,
   quick_gelu,
@@ -41,15 +43,18 @@ class ClipLayer(nnx.Module):
 class ClipText(nnx.Module):
   """tokens b m int32, tokens_valid b m bool -> normalised last layer b m d float32, nothing masked."""
 
-  def __init__(self, cfg: TextConfig, *, dtype, remat: tuple[str, ...] = (), rngs: nnx.Rngs):
+  def __init__(self, cfg: TextConfig, *, dtype, remat: tuple[str, ...] = (), looped: bool = False, rngs: nnx.Rngs):
     self.token = nnx.Embed(cfg.vocab_size, cfg.width, embedding_init=normal_02, rngs=rngs)
     self.position = nnx.Embed(cfg.positions, cfg.width, embedding_init=normal_02, rngs=rngs)
     self.layers = nnx.List(ClipLayer(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.layers))
     self.ln_final = LayerNorm(cfg.width, EPSILON, rngs=rngs)
-    self.remat = remat
+    self.remat, self.looped = remat, looped
 
   def __call__(self, tokens: jax.Array, tokens_valid: jax.Array, key: jax.Array | None = None) -> jax.Array:
     x = self.token(tokens) + self.position.embedding[...][: tokens.shape[1]]
-    for i, layer in enumerate(self.layers):
-      x = maybe_checkpoint(layer, self.remat, "text")(x, tokens_valid, fold(key, i))
+
+    def run(layer, x, i):
+      return maybe_checkpoint(layer, self.remat, "text")(x, tokens_valid, fold(key, i))
+
+    x = (loop if self.looped else in_turn)(self.layers, run, x)
     return self.ln_final(x).astype(jnp.float32)

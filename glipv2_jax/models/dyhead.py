@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, deform_convs, places
+from glipv2_jax.models import deform_windows
+from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, places
 from glipv2_jax.models.layers import Linear, conv, hard_sigmoid, normal_01, ones, zeros
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import HeadConfig
@@ -122,12 +123,12 @@ class DyReLU(nnx.Module):
 class DyConv(nnx.Module):
   """Five maps b h w d -> five maps b h w d, float32. Branches: 0 from the coarser level, 1 the same, 2 the finer."""
 
-  def __init__(self, cfg: HeadConfig, *, dtype, rngs: nnx.Rngs):
+  def __init__(self, cfg: HeadConfig, *, dtype, rngs: nnx.Rngs, deform: str = "auto"):
     self.offset = conv(cfg.channels, 3 * TAPS, 3, padding=1, dtype=dtype, rngs=rngs)
     self.branches = nnx.List(Branch(cfg.channels, rngs=rngs) for _ in range(3))
     self.scale_attention = Linear(cfg.channels, 1, dtype=jnp.float32, kernel_init=normal_01, rngs=rngs)
     self.dyrelu = DyReLU(cfg, dtype=dtype, rngs=rngs)
-    self.groups, self.dtype = cfg.groups, dtype
+    self.groups, self.dtype, self.deform = cfg.groups, dtype, deform
 
   def __call__(self, levels: list[jax.Array], sizes: list | None = None) -> list[jax.Array]:
     """`sizes`: valid cells of the levels (models.padding), or None."""
@@ -179,6 +180,7 @@ class DyConv(nnx.Module):
     kernels = [branch.conv.kernel[...].astype(self.dtype) for branch in self.branches]
     offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
     biases = [branch.conv.bias[...] for branch in self.branches]
+    deform_convs = deform_windows.form(self.deform)
     y = deform_convs(cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
 
     valid = None if valid is None else jnp.concatenate([*valid[1:], *valid, *valid[1:]], 1)

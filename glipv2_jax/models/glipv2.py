@@ -22,7 +22,7 @@ from glipv2_jax.models.dyhead import DyConv
 from glipv2_jax.models.fpn import FPN
 from glipv2_jax.models.fusion import BiAttention
 from glipv2_jax.models.heads import DetectionHead, InterHead, MlmHead
-from glipv2_jax.models.layers import Keys, fold, maybe_checkpoint
+from glipv2_jax.models.layers import Keys, fold, in_turn, loop, maybe_checkpoint
 from glipv2_jax.models.padding import cells_valid, level_sizes
 from glipv2_jax.models.swin import Swin
 from glipv2_jax.models.variants import ModelConfig
@@ -59,7 +59,7 @@ class TowerStage(nnx.Module):
         self.text_layer = BertLayer(cfg.text, limited=True, dtype=dtype, rngs=rngs)
       else:
         self.text_layer = ClipLayer(cfg.text, dtype=dtype, rngs=rngs)
-    self.dyconv = DyConv(cfg.head, dtype=dtype, rngs=rngs)
+    self.dyconv = DyConv(cfg.head, dtype=dtype, rngs=rngs, deform=cfg.deform)
     self.remat = cfg.remat
 
   def fuse(self, levels, words, words_valid, sizes, key):
@@ -98,11 +98,11 @@ class GLIPv2(nnx.Module):
     dtype = jnp.dtype(cfg.compute_dtype)
     widths = tuple(cfg.swin.embed_dim * 2**i for i in (1, 2, 3))
     self.cfg = cfg
-    self.swin = Swin(cfg.swin, dtype=dtype, remat=cfg.remat, rngs=rngs)
+    self.swin = Swin(cfg.swin, dtype=dtype, remat=cfg.remat, looped=cfg.loop, rngs=rngs)
     self.fpn = FPN(widths, cfg.head.channels, dropblock=cfg.dropblock, dtype=dtype, rngs=rngs)
     if cfg.text is not None:
       encoder = {"bert": Bert, "clip": ClipText}[cfg.text.kind]
-      self.text = encoder(cfg.text, dtype=dtype, remat=cfg.remat, rngs=rngs)
+      self.text = encoder(cfg.text, dtype=dtype, remat=cfg.remat, looped=cfg.loop, rngs=rngs)
     self.tower = nnx.List(TowerStage(cfg, dtype=dtype, rngs=rngs) for _ in range(cfg.head.stages))
     self.head = DetectionHead(cfg, rngs=rngs)
     if cfg.mlm:
@@ -137,8 +137,13 @@ class GLIPv2(nnx.Module):
     """The tower: maps and words in, maps and words out. Without fusion the words pass unchanged."""
     sizes = self.sizes(image_size, self.cfg.strides)
     words = None if text is None else text.hidden
-    for i, stage in enumerate(self.tower):
-      levels, words = stage(levels, words, tokens_valid, sizes, fold(key, i))
+
+    def run(stage, carry, i):
+      levels, words = stage(*carry, tokens_valid, sizes, fold(key, i))
+      return [x.astype(jnp.float32) for x in levels], words
+
+    carry = [x.astype(jnp.float32) for x in levels], words  # as every stage hands them on
+    levels, words = (loop if self.cfg.loop else in_turn)(self.tower, run, carry)
     return levels, None if text is None else dataclasses.replace(text, hidden=words)
 
   def predict(self, levels: list[jax.Array], text: TextFeatures | None) -> Outputs:

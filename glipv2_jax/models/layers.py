@@ -171,9 +171,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
   """Stochastic depth: the whole residual branch of an example is dropped."""
-  if key is None or rate == 0.0:
+  if key is None or (isinstance(rate, float) and rate == 0.0):
     return x
   keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
   return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
@@ -182,3 +182,25 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def maybe_checkpoint(function, parts: Sequence[str], part: str):
   """`function`, recomputed in the backward pass where `part` is listed in `ModelConfig.remat`."""
   return jax.checkpoint(function) if part in parts else function
+
+
+def in_turn(modules: Sequence[nnx.Module], run, carry, *each):
+  """`run(module, carry, i, ...)` for one module after the other."""
+  for i, module in enumerate(modules):
+    carry = run(module, carry, i, *(x[i] for x in each))
+  return carry
+
+
+def loop(modules: Sequence[nnx.Module], run, carry, *each):
+  """`in_turn` as one loop of the program, which compiles in the time of one module; `i` is a traced number.
+
+  The modules differ in nothing but their parameters, which are stacked (a copy).
+  """
+  parts = [nnx.split(module) for module in modules]
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.to_pure_dict(state) for _, state in parts))
+
+  def body(carry, item):
+    i, params, *each = item
+    return run(nnx.merge(parts[0][0], params), carry, i, *each), None
+
+  return jax.lax.scan(body, carry, (jnp.arange(len(parts)), stacked, *each))[0]

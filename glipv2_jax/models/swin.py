@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.models.layers import LayerNorm, Linear, Mlp, conv, drop_path, fold, gelu, maybe_checkpoint, normal_02
+from glipv2_jax.models.layers import (
+  LayerNorm,
+  Linear,
+  Mlp,
+  conv,
+  drop_path,
+  fold,
+  gelu,
+  loop,
+  maybe_checkpoint,
+  normal_02,
+)
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import SwinConfig
 
@@ -93,9 +104,11 @@ class Block(nnx.Module):
     self.mlp = Mlp(d, cfg.mlp_ratio * d, gelu, dtype=dtype, kernel_init=normal_02, rngs=rngs)
     self.shift, self.drop = shift, drop
 
-  def __call__(self, x: jax.Array, size: jax.Array | None, key: jax.Array | None = None) -> jax.Array:
-    x = x + drop_path(self.attn(self.norm1(x), self.shift, size), self.drop, fold(key, 0))
-    return x + drop_path(self.mlp(self.norm2(x)), self.drop, fold(key, 1))
+  def __call__(self, x: jax.Array, size: jax.Array | None, key: jax.Array | None = None, drop=None) -> jax.Array:
+    """`drop`: a traced rate instead of the block's own."""
+    drop = self.drop if drop is None else drop
+    x = x + drop_path(self.attn(self.norm1(x), self.shift, size), drop, fold(key, 0))
+    return x + drop_path(self.mlp(self.norm2(x)), drop, fold(key, 1))
 
 
 class Downsample(nnx.Module):
@@ -135,7 +148,7 @@ class PatchEmbed(nnx.Module):
 class Swin(nnx.Module):
   """pixels b h w 3 (normalised BGR) -> the outputs of the four stages, `b h/4 w/4 d` to `b h/32 w/32 8d`, float32."""
 
-  def __init__(self, cfg: SwinConfig, *, dtype, remat: tuple[str, ...] = (), rngs: nnx.Rngs):
+  def __init__(self, cfg: SwinConfig, *, dtype, remat: tuple[str, ...] = (), looped: bool = False, rngs: nnx.Rngs):
     self.patch_embed = PatchEmbed(cfg.embed_dim, cfg.patch, dtype=dtype, rngs=rngs)
     drops = np.linspace(0.0, cfg.drop_path, sum(cfg.depths)).tolist()
     self.stages, self.norms, last = nnx.List(), nnx.List(), len(cfg.depths) - 1
@@ -145,17 +158,33 @@ class Swin(nnx.Module):
       self.stages.append(Stage(d, cfg.heads[i], cfg, own, downsample=i < last, dtype=dtype, rngs=rngs))
       if i > 0:
         self.norms.append(LayerNorm(d, EPSILON, rngs=rngs))
-    self.remat = remat
+    self.remat, self.looped = remat, looped
 
   def __call__(self, pixels: jax.Array, sizes: list | None = None, key: jax.Array | None = None) -> list[jax.Array]:
     """`sizes`: valid cells at strides 4, 8, 16, 32 (models.padding), or None."""
     x, outputs = self.patch_embed(pixels), []
     for i, stage in enumerate(self.stages):
       size = None if sizes is None else sizes[i]
-      for j, block in enumerate(stage.blocks):
-        x = maybe_checkpoint(block, self.remat, "swin")(x, size, fold(fold(key, i), j))
+      own = fold(key, i)
+      if self.looped and len(stage.blocks) > 2:
+        x = self._loop(stage.blocks, x, size, own)
+      else:
+        for j, block in enumerate(stage.blocks):
+          x = maybe_checkpoint(block, self.remat, "swin")(x, size, fold(own, j))
       x = zero_padding(x, size)
       outputs.append(x if i == 0 else zero_padding(self.norms[i - 1](x), size))
       if stage.downsample is not None:
         x = stage.downsample(x).astype(jnp.float32)
     return outputs
+
+  def _loop(self, blocks, x: jax.Array, size, key) -> jax.Array:
+    """The blocks of a stage as a loop over pairs, one with and one without shift."""
+
+    def run(pair, x, i, drops):
+      for j, block in enumerate(pair):
+        x = maybe_checkpoint(block, self.remat, "swin")(x, size, fold(key, 2 * i + j), drops[j])
+      return x
+
+    pairs = [nnx.List([blocks[j], blocks[j + 1]]) for j in range(0, len(blocks), 2)]
+    drops = jnp.array([block.drop for block in blocks], jnp.float32).reshape(-1, 2)
+    return loop(pairs, run, x, drops)

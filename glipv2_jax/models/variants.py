@@ -6,6 +6,7 @@ Numbers: reference 1.1 (GLIP A, B, C, L), 11.5 (GLIPv2 T, B, H).
 import dataclasses
 
 REMAT = ("swin", "text", "dyconv")
+DEFORM = ("auto", "gather", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,16 @@ class ModelConfig:
   # Options that are not part of the network's identity; launch code replaces them.
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
   mask_padding: bool = False  # True: padded pixels and cells take no part (not checkpoint-exact with the authors)
+  deform: str = "auto"  # deformable convolution by 'gather' or 'windows' (deform_windows.py); auto: 'windows' on TPU
+  loop: bool = False  # equal layers as loops of the program: compiles in a fraction of the time, copies parameters
   remat: tuple[str, ...] = ()  # parts of REMAT recomputed in the backward pass (fusion.py always does it)
 
   def __post_init__(self):
     unknown = sorted(set(self.remat) - set(REMAT))
     if unknown:
       raise ValueError(f"model.remat names unknown parts {unknown}; known: {', '.join(REMAT)}")
+    if self.deform not in DEFORM:
+      raise ValueError(f"model.deform is {self.deform!r}; known: {', '.join(DEFORM)}")
 
 
 BERT_BASE = TextConfig(kind="bert", vocab_size=30522, width=768, layers=12, heads=12, mlp_dim=3072, positions=512)

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import tarfile
+import zipfile
 
 import numpy as np
 
@@ -71,13 +72,14 @@ class WebdatasetTars:
       raise IndexError(f"record {index} of {len(self)} in {self.name}")
     shard = int(np.searchsorted(self._ends, index, side="right"))
     begin, size = self._places[index, column : column + 2].tolist()
-    if self._file[1] != shard:
-      self._close()
-      self._file = (open(self._shards[shard], "rb", buffering=0), shard)
-      if _version(self._file[0].fileno()) != self._versions[shard]:
-        self._close()
+    file, opened = self._file  # one assignment each way: another thread may open the next shard meanwhile
+    if opened != shard:
+      file = open(self._shards[shard], "rb", buffering=0)
+      if _version(file.fileno()) != self._versions[shard]:
+        file.close()
         raise ValueError(f"{self._shards[shard]} was changed since it was indexed; start again")
-    return os.pread(self._file[0].fileno(), size, begin)
+      self._file = (file, shard)
+    return os.pread(file.fileno(), size, begin)
 
   def caption(self, index: int) -> str:
     """The text of a record, without its picture. Raises BadRecord('broken_annotation' or 'empty_caption')."""
@@ -99,17 +101,8 @@ class WebdatasetTars:
       raise BadRecord("missing_image", record_name(self.name, index), str(error)) from error
     return Example(self.name, index, "caption", picture, np.zeros((0, 4), np.float32), caption=caption)
 
-  def _close(self) -> None:
-    if self._file[0] is not None:
-      self._file[0].close()
-    self._file = (None, -1)
-
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_file": (None, -1)}
-
-  def __del__(self) -> None:
-    if "_file" in self.__dict__:
-      self._close()
 
 
 def _members(path: str, text_suffix: str, folder: pathlib.Path) -> tuple[np.ndarray, int]:
@@ -120,7 +113,7 @@ def _members(path: str, text_suffix: str, folder: pathlib.Path) -> tuple[np.ndar
   try:
     with np.load(known) as kept:
       return kept["places"], int(kept["left_out"])
-  except (OSError, ValueError, KeyError, EOFError):
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     places, left_out = scan(path, text_suffix)
   try:
     folder.mkdir(parents=True, exist_ok=True)

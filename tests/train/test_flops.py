@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops
+from glipv2_jax.train import flops
 
 
 def test_products_convolutions_and_loops():

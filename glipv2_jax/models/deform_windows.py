@@ -1,0 +1,219 @@
+"""The deformable convolution of deform.py for TPUs: the same numbers out of matrix products instead of gathers.
+
+A TPU gathers and scatters row by row while its matrix units wait. Here every source map is cut into windows of 16 x 24
+cells, 8 x 16 of its own and a halo of 4; the output cells above a window (128 of a convolution with stride 1, 32 with
+stride 2) form its tiles. One tap of all tiles of a window is a product of a matrix (tile cells x 384) with the window
+(384 x c); a row of that matrix holds the bilinear weights of one place, zero but for its four neighbours. Its gradient
+is two more products, by the window and by the weights, and no scatter. With p output cells that takes 768pc FLOPs per
+tap beside the 2pco of the convolution itself; the matrix exists for one tap at a time (768p bytes in bfloat16).
+
+A place further than three cells from where a plain convolution would look leaves its window. Such places are counted,
+and only if there are any, the plain form adds what they contribute: the result is exact for all offsets.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glipv2_jax.models import deform
+from glipv2_jax.models.deform import SIDE, TAPS, Places
+from glipv2_jax.parallel.mesh import BATCH
+
+BLOCK = (8, 16)  # cells of a source map per window, without the halo
+HALO = 4
+WINDOW = tuple(size + 2 * HALO for size in BLOCK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """One output map h w of a convolution, read from a source map; its cells are the output's rows from `begin` on."""
+
+  shape: tuple[int, int]
+  stride: int
+  source: tuple[int, int, int]  # height, width, first row in `cells`
+  begin: int
+  kernel: int
+
+  @property
+  def tile(self) -> tuple[int, int]:
+    return BLOCK[0] // self.stride, BLOCK[1] // self.stride
+
+
+def form(name: str) -> Callable[..., jax.Array]:
+  """The function of a `ModelConfig.deform`; 'auto' looks at the mesh that is set while the program is traced."""
+  if name == "auto":
+    mesh = jax.sharding.get_abstract_mesh()
+    name = "windows" if not mesh.empty and mesh.abstract_device.platform == "tpu" else "gather"
+  return {"gather": deform.deform_convs, "windows": deform_convs}[name]
+
+
+def readers(where: Sequence[Places]) -> list[Reader]:
+  """The maps that `deform.places` made; `where[i]` has kernel i."""
+  found, begin = [], 0
+  for kernel, part in enumerate(where):
+    first = np.flatnonzero((part.row == -1) & (part.column == -1))  # the first cell of every map
+    for start, end in zip(first, [*first[1:], len(part)]):
+      columns = int(np.sum(part.row[start:end] == -1))
+      rows = int(end - start) // columns
+      near = part.column[start + 1] if columns > 1 else part.row[start + columns] if rows > 1 else 0
+      source = tuple(int(x[start]) for x in (part.height, part.width, part.start))
+      found.append(Reader((rows, columns), int(near) + 1, source, begin + int(start), kernel))
+    begin += len(part)
+  return found
+
+
+def grid(source: tuple[int, int, int]) -> tuple[int, int]:
+  """Windows of a source map."""
+  return tuple(-(-size // block) for size, block in zip(source[:2], BLOCK))
+
+
+def windows(cells: jax.Array, source: tuple[int, int, int]) -> jax.Array:
+  """A map among the rows of `cells` (b n c) -> b windows 384 c, zeros outside of the map."""
+  (height, width, start), (rows, columns) = source, grid(source)
+  b, _, c = cells.shape
+  x = cells[:, start : start + height * width].reshape(b, height, width, c)
+  after = [n * block + HALO - size for n, block, size in zip((rows, columns), BLOCK, (height, width))]
+  x = jnp.pad(x, ((0, 0), (HALO, after[0]), (HALO, after[1]), (0, 0)))
+  # A window is two blocks of 8 rows and three of 8 columns of the padded map.
+  side = 2 * HALO
+  x = x.reshape(b, rows + 1, side, (2 * columns + 1) * side, c)
+  x = jnp.concatenate([x[:, :-1], x[:, 1:]], 2)  # b rows 16 columns c
+  x = jnp.moveaxis(x.reshape(b, rows, WINDOW[0], 2 * columns + 1, side, c), 3, 2)
+  x = jnp.concatenate([x[:, :, i : i + 2 * columns - 1 : 2] for i in range(3)], 4)
+  return x.reshape(b, rows * columns, WINDOW[0] * WINDOW[1], c)
+
+
+def tiled(values: jax.Array, reader: Reader) -> jax.Array:
+  """Of one map, ... h*w -> ... windows cells; zeros where a tile reaches over the map's end."""
+  (h, w), (rows, columns), (th, tw) = reader.shape, grid(reader.source), reader.tile
+  *lead, _ = values.shape
+  x = values.reshape(*lead, h, w)
+  x = jnp.pad(x, ((0, 0),) * len(lead) + ((0, rows * th - h), (0, columns * tw - w)))
+  x = jnp.swapaxes(x.reshape(*lead, rows, th, columns, tw), -3, -2)
+  return x.reshape(*lead, rows * columns, th * tw)
+
+
+def untiled(values: jax.Array, reader: Reader) -> jax.Array:
+  """b windows cells o -> b h*w o."""
+  (h, w), (rows, columns), (th, tw) = reader.shape, grid(reader.source), reader.tile
+  b, *_, o = values.shape
+  x = jnp.swapaxes(values.reshape(b, rows, columns, th, tw, o), 2, 3)
+  return x.reshape(b, rows * th, columns * tw, o)[:, :h, :w].reshape(b, h * w, o)
+
+
+def deform_convs(
+  cells: jax.Array,
+  where: Sequence[Places],
+  offset: jax.Array,
+  mask: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Sequence[jax.Array],
+) -> jax.Array:
+  """`deform.deform_convs`: the same arguments, the same result. The weights of a place are rounded to cells' dtype."""
+
+  def on_device(cells, offset, mask, kernels, biases):
+    far = beyond(deform.concatenate(where), offset)
+    near = by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
+
+    def add_far(near):
+      nothing = [jnp.zeros_like(bias) for bias in biases]
+      return near + deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+
+    return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
+
+  arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
+  if jax.sharding.get_abstract_mesh().empty:
+    return on_device(*arguments)
+  # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last tap.
+  split = (BATCH, BATCH, BATCH, jax.P(), jax.P())
+  return jax.shard_map(on_device, in_specs=split, out_specs=BATCH, check_vma=False)(*arguments)
+
+
+def beyond(where: Places, offset: jax.Array) -> jax.Array:
+  """b p 9: places with neighbours on the map that are not in the window (zeros outside the map need none)."""
+  i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
+  outside = on_map = False
+  for axis, (first, tap, size) in enumerate(((where.row, i, where.height), (where.column, j, where.width))):
+    position = first[:, None] + tap + offset[..., axis]
+    origin = np.floor((first + 1) / BLOCK[axis])[:, None] * BLOCK[axis] - HALO  # of the window, in cells
+    outside |= (position < origin) | (position > origin + WINDOW[axis] - 1)
+    here = (position > -1) & (position < size[:, None])
+    on_map = here if axis == 0 else on_map & here
+  return outside & on_map
+
+
+def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.Array:
+  """The convolution of places that lie in their windows."""
+  b, c, o = cells.shape[0], cells.shape[2], kernels[0].shape[-1]
+  offset, mask = jnp.moveaxis(offset, (2, 3), (0, 1)), jnp.moveaxis(mask, 2, 0)  # taps 2 b p, taps b p
+  # Maps whose readers have the same strides and kernels go through the same products.
+  groups: dict[tuple, list[list[Reader]]] = {}
+  for source in dict.fromkeys(reader.source for reader in maps):
+    own = [reader for reader in maps if reader.source == source]
+    groups.setdefault(tuple((reader.stride, reader.kernel) for reader in own), []).append(own)
+
+  inputs, sources = [], []
+  for members in groups.values():
+    inputs.append((tiles(offset, members), tiles(mask, members)))
+    sources.append(jnp.concatenate([windows(cells, own[0].source) for own in members], 1))
+
+  bases = [tile_positions(kind) for kind in groups]
+  row, column = np.divmod(np.arange(WINDOW[0] * WINDOW[1], dtype=np.float32), WINDOW[1])
+  weights = [kernel.reshape(TAPS, c, o) for kernel in kernels]
+  i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
+
+  @jax.checkpoint
+  def visit(totals, tap):
+    i, j, by_group, weights = tap
+    added = []
+    for kind, total, (offset, mask), source, (y, x) in zip(groups, totals, by_group, sources, bases):
+      y, x = y + i + offset[0], x + j + offset[1]  # b windows cells
+      near = jax.nn.relu(1 - jnp.abs(y[..., None] - row)) * jax.nn.relu(1 - jnp.abs(x[..., None] - column))
+      near = (near * mask[..., None]).astype(source.dtype)
+      sampled = jnp.einsum("bwps,bwsc->bwpc", near, source, preferred_element_type=source.dtype)
+      ends = np.cumsum([cells_of(stride) for stride, _ in kind])
+      parts = jnp.split(sampled, ends[:-1], 2)
+      parts = [deform.product(part, weights[kernel]) for part, (_, kernel) in zip(parts, kind)]
+      added.append([t + part for t, part in zip(total, parts)])
+    return added, None
+
+  totals = [
+    [jnp.broadcast_to(biases[kernel], (b, source.shape[1], cells_of(stride), o)) for stride, kernel in kind]
+    for kind, source in zip(groups, sources)
+  ]
+  totals, _ = jax.lax.scan(visit, totals, (i, j, inputs, weights))
+  found = {}
+  for members, total in zip(groups.values(), totals):
+    begin = 0
+    for own in members:
+      count = int(np.prod(grid(own[0].source)))
+      for reader, values in zip(own, total):
+        found[reader.begin] = untiled(values[:, begin : begin + count], reader)
+      begin += count
+  return jnp.concatenate([found[begin] for begin in sorted(found)], 1)
+
+
+def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:
+  """... p -> ... windows cells, of all windows of a group and all tiles of each."""
+  found = []
+  for own in members:
+    parts = [tiled(values[..., r.begin : r.begin + r.shape[0] * r.shape[1]], r) for r in own]
+    found.append(jnp.concatenate(parts, -1))
+  return jnp.concatenate(found, -2)
+
+
+def cells_of(stride: int) -> int:
+  """Output cells of a tile."""
+  return BLOCK[0] * BLOCK[1] // stride**2
+
+
+def tile_positions(kind: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+  """Where the first tap of every cell of a window's tiles lies in the window, in rows and in columns."""
+  found = []
+  for stride, _ in kind:
+    row, column = np.divmod(np.arange(cells_of(stride), dtype=np.float32), BLOCK[1] // stride)
+    found.append((row * stride - 1 + HALO, column * stride - 1 + HALO))
+  return tuple(np.concatenate(axis) for axis in zip(*found))

@@ -1,0 +1,67 @@
+"""Long work over a source, range by range: in this process or in several, memory independent of the length.
+
+A piece of work is a function of (source, range of indices) that returns something small. Each process opens the source
+once for itself, and only as many results wait as there are processes.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from pipelines.records import Source
+from pipelines.sources import open_source
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+  """A source as a configuration names it: small, hashable, and opened where it is used."""
+
+  kind: str
+  options: tuple[tuple[str, Any], ...] = ()
+
+  def open(self) -> Source:
+    """Raises ValueError, TypeError or FileNotFoundError as the source does."""
+    return open_source(self.kind, **dict(self.options))
+
+
+def split(length: int, size: int) -> list[range]:
+  """0..length-1 in ranges of `size`, the last one shorter. Raises ValueError for a size below 1."""
+  if size < 1:
+    raise ValueError(f"{size} records in a part; a part needs at least one")
+  return [range(begin, min(begin + size, length)) for begin in range(0, length, size)]
+
+
+def over(
+  spec: SourceSpec, work: Callable[[Source, range], T], parts: Sequence[range], processes: int = 0
+) -> Iterator[T]:
+  """work(source, part) for each part, in order. `processes` 0: here. Exceptions of the work come out here."""
+  if not processes:
+    source = opened(spec)
+    yield from (work(source, part) for part in parts)
+    return
+  with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    yield from _ordered(pool, functools.partial(_work, spec, work), iter(parts), 2 * processes)
+
+
+def _ordered(pool: ProcessPoolExecutor, call: Callable[[range], T], parts: Iterable[range], ahead: int) -> Iterator[T]:
+  waiting = collections.deque(pool.submit(call, part) for part in itertools.islice(parts, ahead))
+  while waiting:
+    yield waiting.popleft().result()
+    waiting.extend(pool.submit(call, part) for part in itertools.islice(parts, 1))
+
+
+@functools.lru_cache(maxsize=1)
+def opened(spec: SourceSpec) -> Source:
+  """The source, opened once in this process."""
+  return spec.open()
+
+
+def _work(spec: SourceSpec, work: Callable[[Source, range], T], part: range) -> T:
+  return work(opened(spec), part)
