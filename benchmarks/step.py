@@ -110,10 +110,11 @@ def measure(variant: str, canvas: tuple[int, int], batch: int, repeat: int) -> d
     state, seconds["update"] = _chain(apply, state, grads, repeat)
     del grads
 
-    program = compiled("step", make_train_step(task, optimizer, mesh, abstract, 0, 1), state, data)
+    train_step = make_train_step(task, optimizer, mesh, abstract, 0, 1)
+    program = compiled("step", train_step, state, data)
     memory = program.memory_analysis()
     flops = (program.cost_analysis() or {}).get("flops", float("nan"))
-    state, seconds["step"] = _chain(lambda *a: program(*a)[0], state, data, repeat)
+    state, seconds["step"] = _chain(lambda *a: program(*a, train_step.seed)[0], state, data, repeat)
 
   peak = matmul_speed()
   return report | {

@@ -10,6 +10,7 @@ MDETR's annotations and of GLIP's `odinw` folder. PhraseCut is scored by boxes; 
 from configs import common
 
 MEMBERS = ("coco", "lvis", "odinw13", "odinw35", "flickr", "refcoco", "phrasecut")
+MDETR = "{root}/mdetr_annotations"
 
 # Folder of the pictures under odinw/ of every set of the 35, its annotation file, and whether it is one of the 13.
 PLAIN, EXPORT = "annotations_without_background.json", "test_annotations_without_background.json"
@@ -96,7 +97,7 @@ def get_config(arg: str | None = None):
         c.eval.sources[name] = common.scored(entry, "odinw", wordings=wordings)
   elif member == "flickr":
     c.eval.sources.flickr = common.scored(
-      common.mdetr_json("final_flickr_separateGT_test", "{root}/flickr30k_images", "flickr"),
+      common.mdetr_json(f"{MDETR}/final_flickr_separateGT_test.json", "{root}/flickr30k/flickr30k-images", "flickr"),
       "flickr",
       truth="{root}/flickr30k_entities/test.txt",
     )
@@ -107,11 +108,11 @@ def get_config(arg: str | None = None):
       *(("refcocog", split) for split in ("val", "test")),
     ):
       name = f"{data.replace('+', '_plus')}_{split}"
-      entry = common.mdetr_json(f"finetune_{data}_{split}", "{root}/coco/train2014", name)
+      entry = common.mdetr_json(f"{MDETR}/finetune_{data}_{split}.json", "{root}/coco/train2014", name)
       c.eval.sources[name] = common.scored(entry, "refexp")
   else:
     c.eval.sources.phrasecut = common.scored(
-      common.mdetr_json("finetune_phrasecut_test", "{root}/VGPhraseCut_v0/images", "phrasecut"),
+      common.mdetr_json(f"{MDETR}/finetune_phrasecut_test.json", "{root}/VGPhraseCut_v0/images", "phrasecut"),
       "phrasecut",
       truth="{root}/VGPhraseCut_v0/refer_test.json",
     )

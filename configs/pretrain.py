@@ -3,28 +3,34 @@
   glipv2 train --config=configs/pretrain.py:t --workdir=DIR --config.data.root=/data
 
 All four losses are on (paper equation 2); `--config.loss.weights.mlm=0.0` removes one with its computation.
-Detection data under `{root}`: Objects365 and COCO for T; for B and H the paper's FiveODs, which adds OpenImages, Visual
-Genome and ImageNet's boxes.
+`:t,data=o365_goldg_cap4m` chooses a mixture of configs/mixtures.py. Without it detection data is read: Objects365 and
+COCO for T; for B and H the paper's FiveODs, which adds OpenImages, Visual Genome and ImageNet's boxes.
+
+The paper's ablations:
+
+  Table 4, rows 1 to 6       :t,data=o365_goldg_cap4m,row=1 ... row=6 (row 1, no pre-training, only makes the start)
+           row 6, stage 2    :t,data=o365_goldg,stage=2 --config.train.init_from=RUN_OF_ROW_6 (without L_mlm)
+  Table 5, without L_inter   :b,data=MIXTURE,row=4 for o365_goldg, o365_goldg_cap4m and o365_goldg_cap12m
+           with L_inter      :b,data=MIXTURE,row=6
 """
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, mixtures
 
 
 def get_config(arg: str | None = None):
-  member, switches = common.parse_arg(arg, ("t", "b", "h"))
+  member, switches = common.parse_arg(
+    arg, ("t", "b", "h"), {"data": mixtures.MIXTURES, "row": common.TABLE_4, "stage": ("2",)}
+  )
   c = common.base()
   c.model.variant = f"glipv2_{member}"
   c.model.inter_dim = 64
   c.model.mlm = True
   c.loss.weights.inter = 1.0
   c.loss.weights.mlm = 1.0
-  c.data.sources = common.five_ods()
-  if member == "t":
-    for name in ("openimages", "visual_genome", "imagenet_boxes"):
-      del c.data.sources[name]
-    c.data.sources.objects365.weight, c.data.sources.coco.weight = 0.85, 0.15
+  default = "od" if member == "t" else "five_ods"
+  c.data.sources = mixtures.sources(switches["data"] if "data" in switches else default)
   c.eval.sources.coco_val = common.coco_json(
     "{root}/coco/annotations/instances_val2017.json", "{root}/coco/val2017", "coco_val"
   )
@@ -35,6 +41,12 @@ def get_config(arg: str | None = None):
     c.optim.decay_ratio = 0.667
     c.model.remat = ("swin", "text", "dyconv")
     c.train.total_steps = 1_000_000
+  if "stage" in switches:  # from stage 1, on data that people have labelled (reference 11.6)
+    c.loss.weights.mlm = 0.0
+    c.optim.lr = 1e-5
+    c.train.total_steps //= 5
+  if "row" in switches:
+    common.train_only(c, switches["row"])
   if "debug" in switches:  # the same network on embedded data: traces and runs anywhere with enough memory
     c.data.sources, c.eval.sources = config_dict.ConfigDict(), config_dict.ConfigDict()
     c.data.sources.shapes = common.shapes("train", "grounding", 1.0)
@@ -43,6 +55,6 @@ def get_config(arg: str | None = None):
     c.data.tokenizer = "shapes"
     c.data.batch = c.eval.batch = 2
     c.data.workers = c.eval.workers = 0
-    c.train.total_steps = 2
+    c.train.total_steps = min(c.train.total_steps, 2)
     c.eval.limit = 2
   return c

@@ -81,7 +81,9 @@ def vote(boxes: np.ndarray, scores: np.ndarray, most_iou: float, limit: int) -> 
   while len(left) and len(kept) < limit:
     near = box_ops.iou(boxes[left[:1]], boxes[left])[0] >= most_iou
     near[0] = True  # an empty box overlaps nothing, not even itself
-    kept.append(np.average(boxes[left[near]], axis=0, weights=scores[left[near]]))
+    group = boxes[left[near]]
+    mean = np.average(group, axis=0, weights=scores[left[near]])
+    kept.append(mean.clip(group.min(axis=0), group.max(axis=0)))  # rounding takes it no further than its boxes
     best.append(scores[left[0]])
     left = left[~near]
   return np.array(kept, boxes.dtype).reshape(-1, 4), np.array(best, scores.dtype)

@@ -11,7 +11,7 @@ COMMANDS = {
   "evaluate": ("launch.evaluate", "score a checkpoint on its configuration's evaluation sources"),
   "report": ("launch.report", "runs beside the paper's tables, and their errors, as one HTML page"),
   "predict": ("launch.predict", "detect classes or ground a caption in pictures of your own"),
-  "data": ("launch.data", "check, count or draw a data set before training"),
+  "data": ("launch.data", "check, count or draw a data set, or put it into shards"),
   "pseudo-label": ("launch.pseudo_label", "put a teacher's boxes on captions, as data to train a student on"),
   "import-torch": ("launch.import_torch", "make a run folder out of GLIP weights, or of published encoders"),
   "export-torch": ("launch.export_torch", "write a checkpoint as weights for PyTorch"),

@@ -1,12 +1,14 @@
-"""`glipv2 data`: look at a data set before it is trained on.
+"""`glipv2 data`: look at a data set before it is trained on, or put it into shards.
 
   glipv2 data check --source coco_json annotations=train.json images=train \\
     --evaluation coco_json annotations=val.json images=val --out report
   glipv2 data stats --source odvg_jsonl annotations=a.jsonl images=pictures --out report
   glipv2 data inspect --source shapes task=grounding --count 12 --out report
+  glipv2 data prepare --source coco_json annotations=a.json images=train --processes 8 --out shards
 
 A source is its kind and options (`pipelines/sources`), as in a configuration; values are Python literals or plain text.
-Each command writes JSON or PNG files into the folder of --out and prints a table.
+The first three write JSON or PNG files into the folder of --out and print a table; `prepare` writes shards that the
+source `array_record` reads, and goes on where it was when it is started again.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from pipelines.prepare import ranges
+from pipelines.prepare import ranges, shards
 from pipelines.prepare.check import Findings, Hashes, check_part
 from pipelines.prepare.ranges import SourceSpec
 from pipelines.prepare.statistics import Statistics, count_part
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   options = _parser().parse_args(argv)
   try:
     return options.run(options)
-  except (OSError, ValueError, TypeError, ImportError, BadRecord) as error:
+  except (OSError, ValueError, ImportError, BadRecord) as error:
     print(f"glipv2 data {options.command}: {error}", file=sys.stderr)
     return 1
 
@@ -58,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     "--evaluation", nargs="+", action="append", default=[], metavar="...", help="a split to keep out; may be repeated"
   )
   stats = command("stats", run_stats, "histograms of classes, sizes and caption lengths")
-  for long in (check, stats):
+  prepare = command("prepare", run_prepare, "writes shards for the source array_record")
+  prepare.add_argument("--per-shard", type=int, default=2000, help="records of the source in a shard (default 2000)")
+  prepare.add_argument("--skip-limit", type=float, default=0.05, help="share that may be left out (default 0.05)")
+  prepare.add_argument("--verify", action="store_true", help="compute the checksums of finished shards again")
+  for long in (check, stats, prepare):
     long.add_argument("--processes", type=int, default=0, help="that read (default 0: this one)")
     long.add_argument("--limit", type=int, help="only the first so many records")
   inspect = command("inspect", run_inspect, "draws examples with boxes, phrases and masks")
@@ -76,9 +82,10 @@ def parse_source(words: Sequence[str]) -> SourceSpec:
     if not equals:
       raise ValueError(f"{pair!r} is no OPTION=VALUE; write for example annotations=instances.json")
     try:
-      options.append((name, ast.literal_eval(value)))
+      literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-      options.append((name, value))
+      literal = value
+    options.append((name, tuple(literal) if isinstance(literal, list) else literal))
   return SourceSpec(kind, tuple(options))
 
 
@@ -112,6 +119,21 @@ def run_stats(options: argparse.Namespace) -> int:
   print(f"{numbers.records} records, {sum(numbers.unusable.values())} unusable {dict(numbers.unusable)}")
   _print_table(
     ("class", "boxes", "share"), [(name, str(n), f"{n / boxes:.1%}") for name, n in numbers.classes.most_common(20)]
+  )
+  return 0
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+  """Writes the shards that are not finished, then manifest.json."""
+  spec = parse_source(options.source)
+  job = shards.start(spec, ranges.opened(spec), options.out, options.per_shard, options.limit)
+  work = functools.partial(shards.write_shard, job=job, verify=options.verify)
+  parts = ranges.split(job.length, job.per_shard)
+  for _ in tqdm(ranges.over(spec, work, parts, options.processes), total=len(parts), unit="shard", desc=spec.kind):
+    pass
+  manifest = shards.finish(job, options.skip_limit)
+  print(
+    f"{manifest['records']} records in {len(manifest['shards'])} shards, left out: {manifest['left_out'] or 'none'}"
   )
   return 0
 

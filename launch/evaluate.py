@@ -1,14 +1,13 @@
 """`glipv2 evaluate`: scores a checkpoint on the evaluation sources of a configuration, or files of any detector.
 
   glipv2 evaluate --checkpoint runs/demo --out metrics.json
-  glipv2 evaluate --checkpoint runs/mine --config=configs/benchmark.py:lvis --predictions-out found
+  glipv2 evaluate --checkpoint runs/mine --config=configs/evaluation.py:lvis --predictions-out found
   glipv2 evaluate --task coco --annotations instances.json --predictions results.json --iou-type segm --out metrics.json
 
 Without --config the sources are those of the checkpoint's own configuration; any field of it can be changed, for
 example --config.infer.mirror=True. --predictions-out keeps the predictions, one file per source in the format of its
-task: `--task` scores them again, and the same command goes on with them where it was killed. Several hosts:
---coordinator=HOST:PORT --process_count=N --process_id=I on each, with a --predictions-out that all of them see; all
-predict, process 0 scores and writes.
+task: `--task` scores them again, and the same command goes on with them where it was killed. Several hosts (options as
+of `glipv2 train`), with a --predictions-out that all of them see: all predict, process 0 scores and writes.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from absl import flags
 from eval import tasks
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint
-from launch import experiment, predicting, scoring, settings
+from launch import experiment, hosts, predicting, scoring, settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,22 +37,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("give --checkpoint DIR, or --task NAME with --annotations and --predictions")
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
+
+  def program() -> int:
+    try:
+      report = run(options, config) if options.task is None else score_files(options)
+    except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
+      return _stop(error)
+    if report:
+      print(scoring.table(report) if options.task is None else headline(report))
+      if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
   try:
+    place = hosts.Hosts(**{name: getattr(options, name) for name in hosts.OPTIONS})
     if options.task is not None and config:
       raise ValueError(f"{config[0]!r} does not go with --task, which needs no configuration")
     if options.cpu_devices is not None:
       jax.config.update("jax_num_cpu_devices", options.cpu_devices)
-    if options.coordinator is not None:
-      jax.distributed.initialize(options.coordinator, options.process_count, options.process_id)
-    report = run(options, config) if options.task is None else score_files(options)
-  except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
-    print(f"glipv2 evaluate: {error}", file=sys.stderr)
-    return 1
-  if report:
-    print(scoring.table(report) if options.task is None else headline(report))
-    if options.out is not None:
-      options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-  return 0
+    return hosts.run(place, program)
+  except ValueError as error:
+    return _stop(error)
+
+
+def _stop(error: Exception) -> int:
+  print(f"glipv2 evaluate: {error}", file=sys.stderr)
+  return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,9 +95,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--root", help="where the data lies (default: data.root of the configuration)")
   parser.add_argument("--fsdp", type=int, default=1, help="devices that the parameters are split over")
   parser.add_argument("--cpu_devices", type=int, help="split the CPU into so many devices")
-  parser.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, for several hosts")
-  parser.add_argument("--process_count", type=int)
-  parser.add_argument("--process_id", type=int)
+  for name, (default, kind, text) in hosts.OPTIONS.items():
+    parser.add_argument(f"--{name}", default=default, type=kind, help=text)
   return parser
 
 

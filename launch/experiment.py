@@ -57,7 +57,8 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   sources, data = _split(data, "sources")
   prompt = _make(PromptConfig, "prompt", c["prompt"])
   hidden = _make(MaskingConfig, "masking", c["masking"]) if c["loss"]["weights"]["mlm"] else None
-  own = {"prompt": prompt, "masking": hidden, "sources": _entries(sources, root)}
+  named = {name: {"name": name, **fields} for name, fields in sources.items()}  # messages and counts say it
+  own = {"prompt": prompt, "masking": hidden, "sources": _entries(named, root)}
   training = _make(DataConfig, "data", {**data, **own})
 
   chosen, rest = _split(c["eval"], "sources")

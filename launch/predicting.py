@@ -71,7 +71,7 @@ class Predictor:
     columns = _columns(max(len(prompt.spans) for prompt in prompts))
     texts = []
     for prompt in prompts:
-      encoding = words.encode(prompt.text)
+      encoding = prompt.encode(words)
       table = infer.phrase_map([phrases(prompt, encoding)], columns, len(encoding.tokens))
       tokens, valid, table = jax.device_put(
         (encoding.tokens[None], encoding.tokens_valid[None], table), replicated(self.mesh)

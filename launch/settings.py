@@ -10,6 +10,7 @@ from configs import common
 from launch.experiment import as_tuples
 
 REPLACED = ("eval", "infer")  # sections that another configuration file replaces
+RECORDS = "records"  # what training notes beside the configuration: the length of every source
 
 
 def changed(record: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def changed(record: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, An
 
 def completed(record: Mapping[str, Any]) -> config_dict.ConfigDict:
   """The configuration with the fields that it lacks, at their defaults: it may be of an earlier version."""
-  return config_dict.ConfigDict(_filled(common.base().to_dict(), as_tuples(record)))
+  written = {section: as_tuples(fields) for section, fields in record.items() if section != RECORDS}
+  return config_dict.ConfigDict(_filled(common.base().to_dict(), written))
 
 
 def _filled(default: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,31 +5,36 @@
 
 Any field of the configuration is an option: --config.optim.lr=2e-4. Started again with the same --workdir the run goes
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
-on each. On a CPU, --cpu_devices=2 splits the batch over two devices.
+on each, or --cluster=slurm|tpu|gke-tpu (launch/hosts.py; the scripts beside it start all of them). On a CPU,
+--cpu_devices=2 splits the batch over two devices.
 The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/, metrics.json and, from the last
-evaluation, predictions/.
+evaluation, predictions/. SIGTERM saves a checkpoint and ends with status 75: start again to go on. Statuses 1 and 2 are
+mistakes that would repeat.
 """
 
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from glipv2_jax.parallel.mesh import make_mesh
-from glipv2_jax.train import loop, objective
+from glipv2_jax.train import checkpoint, loop, objective
 from glipv2_jax.train.metrics import TrainingDiverged
 from glipv2_jax.train.skips import TooManySkipped
-from launch import scoring
+from launch import hosts, scoring
 from launch.experiment import Experiment, from_tree
 from launch.predicting import Predictor
-from pipelines.build import train_batches
+from pipelines.build import open_sources, train_batches
 from pipelines.words import load_words
 
 METRICS = "metrics.json"
+# Which example stands where in the stream follows from these fields of config.data and the lengths of the sources.
+STREAM = ("sources", "weighting", "temperature", "canvases", "batch", "seed", "records")
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
@@ -37,14 +42,17 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
   workdir.mkdir(parents=True, exist_ok=True)
   words = load_words(experiment.data.tokenizer, experiment.data.max_tokens)
   check_vocabulary(experiment, words.vocab_size)
+  sources = open_sources(experiment.data, words)
+  record = {**experiment.record, "records": {source.name: len(source) for source in sources}}
+  check_data(experiment, record, workdir)
   if jax.process_index() == 0:
-    write_json(workdir / "config.json", experiment.record)
+    write_json(workdir / "config.json", record)
   mesh = make_mesh(experiment.train.data, experiment.train.fsdp)
   predictor = Predictor(experiment.model, experiment.infer, mesh)
 
   def data(start: int):
     place = dict(host=jax.process_index(), hosts=jax.process_count())
-    return train_batches(experiment.data, start_step=start, words=words, **place)
+    return train_batches(experiment.data, start_step=start, words=words, sources=sources, **place)
 
   def evaluate(params, step: int) -> dict[str, float]:
     found = dict(words=words, out=workdir / "predictions", about={"step": step})
@@ -60,7 +68,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     data,
     workdir,
     variant=experiment.variant,
-    record=experiment.record,
+    record=record,
     evaluate=evaluate if experiment.scoring.sources else None,
   )
 
@@ -72,6 +80,23 @@ def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
     raise ValueError(
       f"tokenizer {experiment.data.tokenizer!r} has {vocab_size} tokens, variant {experiment.variant!r} embeds "
       f"{text.vocab_size}; use another tokenizer or variant"
+    )
+
+
+def check_data(experiment: Experiment, record: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Raises ValueError when the run's newest checkpoint was trained on another stream of examples than `record` (the
+  configuration and the length of every source) describes, unless data.accept_changed says that this is meant."""
+  try:
+    before = checkpoint.read_meta(workdir)
+  except FileNotFoundError:
+    return
+  new = json.loads(json.dumps({**record["data"], "records": record["records"]}))
+  old = before.config["data"] | {name: value for name, value in before.config.items() if name == "records"}
+  changed = [f"{name}: {old[name]} -> {new[name]}" for name in STREAM if name in old and old[name] != new[name]]
+  if changed and not experiment.data.accept_changed:
+    raise ValueError(
+      f"{workdir} was trained up to step {before.step} on other data, so it would not go on where it stopped: "
+      f"{'; '.join(changed)}. Undo the change, or state it with --config.data.accept_changed=True"
     )
 
 
@@ -94,30 +119,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
   flags.DEFINE_integer("cpu_devices", None, "split the CPU into so many devices", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several hosts", flag_values=values)
-  flags.DEFINE_integer("process_count", None, "number of processes", flag_values=values)
-  flags.DEFINE_integer("process_id", None, "number of this process", flag_values=values)
+  for name, (default, kind, text) in hosts.OPTIONS.items():
+    define = flags.DEFINE_integer if kind is int else flags.DEFINE_string
+    define(name, default, text, flag_values=values)
   try:
     values(arguments)
     for name in ("config", "workdir"):
       if values[name].value is None:
         raise app.UsageError(f"--{name} is needed; see `glipv2 train --help`")
     experiment = from_tree(config.value.to_dict())
+    place = hosts.Hosts(**{name: values[name].value for name in hosts.OPTIONS})
   except (flags.Error, app.UsageError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
     return _stop(error)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's global flags
   if values.cpu_devices is not None:
     jax.config.update("jax_num_cpu_devices", values.cpu_devices)
-  if values.coordinator is not None:
-    jax.distributed.initialize(values.coordinator, values.process_count, values.process_id)
+
+  def program() -> int:
+    try:
+      result = run(experiment, pathlib.Path(values.workdir))
+    except (OSError, ValueError, TrainingDiverged, TooManySkipped) as error:
+      return _stop(error)
+    if jax.process_index() == 0:
+      print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
+    return hosts.RESTART if result.status == "stopped" else 0
+
   try:
-    result = run(experiment, pathlib.Path(values.workdir))
-  except (OSError, ValueError, TrainingDiverged, TooManySkipped) as error:
+    return hosts.run(place, program)
+  except ValueError as error:
     return _stop(error)
-  if jax.process_index() == 0:
-    print(f"{result.status} at step {result.step} after {result.seconds:.0f} s; see {values.workdir}")
-  return 0
 
 
 def _stop(error: Exception) -> int:

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import functools
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,17 @@ from pipelines.collate import collate
 from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
 from pipelines.prompts import PromptConfig, check_classes
-from pipelines.records import GROUNDED, BadRecord, HostBatch, Prepared, Source
+from pipelines.records import (
+  GROUNDED,
+  BadRecord,
+  HostBatch,
+  KnowsCaptions,
+  KnowsSizes,
+  Prepared,
+  Source,
+  put_together,
+  take_apart,
+)
 from pipelines.sources import open_source
 from pipelines.words import Words, load_words
 
@@ -29,18 +40,22 @@ class DataConfig:
   sources: tuple[SourceEntry, ...]  # for example (("coco_json", 1.0, (("annotations", "a.json"), ("images", "dir"))),)
   tokenizer: str  # pipelines/words.py
   max_tokens: int
-  canvases: tuple[tuple[int, int], ...]  # height, width; each batch has one, drawn by (seed, batch number)
+  canvases: tuple[tuple[int, int], ...]  # height, width; each batch has one and pictures of its shape (mixture.py)
   batch: int  # global
+  weighting: str = "share"  # weights are 'share's of the examples | 'repeats': passes over a source (mixture.shares)
+  temperature: float = 1.0  # above 1 the shares come closer to each other
   max_boxes: int = 100
   flip: float = 0.5
   swap_sides: bool = True  # mirror "left" and "right" in captions with the picture
   box_tolerance_px: float = 1.0
   max_pixels: int = images.MAX_PIXELS
+  pixels: str = "exact"  # resizing in training: 'exact' as in evaluation | 'fast' (pipelines/images.py)
   prompt: PromptConfig = PromptConfig()
   masking: MaskingConfig | None = None  # hidden words for L_mlm
   seed: int = 0
   workers: int = 0  # processes; 0: a thread of this one
   skip_limit: float = 0.05  # fraction of unusable records above which training stops (train/skips.py)
+  accept_changed: bool = False  # a run may go on with other sources, weights, canvases, batch or seed
 
   def prepare(self) -> PrepareConfig:
     """The part that `pipelines/prepare_example.py` needs."""
@@ -54,9 +69,9 @@ class Batches(Iterator[HostBatch]):
   A loop that ends without closing is closed at exit while Python is still whole, so that no traceback appears.
   """
 
-  def __init__(self, batches: grain.MapDataset, workers: int):
+  def __init__(self, batches: grain.MapDataset, workers: int, batch_bytes: int):
     self.length = len(batches)  # astronomic for training
-    self._open = [mixture.iterate(batches, workers)]
+    self._open = [mixture.iterate(batches, workers, take_apart, put_together, batch_bytes)]
     self.close = weakref.finalize(self, _close, self._open)
     atexit.register(_close, self._open)  # before multiprocessing's own, which would wait for the workers
 
@@ -87,36 +102,70 @@ def open_sources(cfg: DataConfig, words: Words) -> tuple[Source, ...]:
 
 
 def train_batches(
-  cfg: DataConfig, *, start_step: int = 0, host: int = 0, hosts: int = 1, words: Words | None = None
+  cfg: DataConfig,
+  *,
+  start_step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  words: Words | None = None,
+  sources: tuple[Source, ...] | None = None,
 ) -> Batches:
   """Endless local batches from global batch `start_step` on; which rows a host reads: pipelines/mixture.py.
 
   Batch n is a function of (cfg without `workers`, n): the same for any number of workers, hosts and restarts.
+  `words`, `sources`: what cfg names, where it is open already.
 
   Raises ValueError for an impossible configuration, whatever the sources raise at start-up, and while iterating
   RuntimeError when a source gives nothing but unusable records.
   """
   if not cfg.sources or not cfg.canvases:
     raise ValueError(f"sources={cfg.sources!r}, canvases={cfg.canvases!r}: training needs at least one of each")
-  for kind, weight, _ in cfg.sources:
-    if weight <= 0:
-      raise ValueError(f"source {kind!r} has the weight {weight}; weights are positive, leave the source out instead")
-  if cfg.prompt.pack:
-    raise ValueError(f"prompt.pack={cfg.prompt.pack}: no source offers other captions to pack with yet; use 0")
   words = words or load_words(cfg.tokenizer, cfg.max_tokens)
-  sources = open_sources(cfg, words)
+  sources = sources or open_sources(cfg, words)
   for source in sources:
     if source.kind not in GROUNDED:
       raise ValueError(
         f"source {source.name!r} has no boxes (kind {source.kind!r}): trained on, it would teach that every word names "
         "background; let a teacher find boxes first (`glipv2 pseudo-label`) and train on what that writes"
       )
-  stream = mixture.stream([len(s) for s in sources], [weight for _, weight, _ in cfg.sources], cfg.seed)
-  examples = stream.map_with_index(Prepare(sources, words, cfg.prepare(), cfg.seed))
+  place = mix(cfg, sources)
+  examples = mixture.stream(place).map_with_index(Prepare(sources, words, cfg.prepare(), place))
+  return _batches(examples, cfg, host, hosts, cfg.workers, start_step)
+
+
+def mix(cfg: DataConfig, sources: tuple[Source, ...]) -> mixture.Mixture:
+  """Where every position of the training stream leads (pipelines/mixture.py).
+
+  Raises ValueError for weights that cannot be, and for a grounding source without readable captions when cfg.prompt
+  packs captions.
+  """
+  for source in sources:
+    if cfg.prompt.pack and source.kind == "grounding" and not isinstance(source, KnowsCaptions):
+      raise ValueError(f"prompt.pack={cfg.prompt.pack}: source {source.name!r} cannot read single captions; use 0")
+
+  def sizes(source: int) -> np.ndarray | None:
+    return sources[source].sizes() if isinstance(sources[source], KnowsSizes) else None
+
+  lengths = [len(source) for source in sources]
+  weights = [weight for _, weight, _ in cfg.sources]
+  shares = mixture.shares(lengths, weights, cfg.weighting, cfg.temperature)
+  return mixture.Mixture(lengths, shares, cfg.canvases, cfg.batch, cfg.seed, sizes)
+
+
+def _batches(
+  examples: grain.MapDataset,
+  cfg: DataConfig | PrepareConfig,
+  host: int,
+  hosts: int,
+  workers: int,
+  start: int = 0,
+  largest: float = 1.0,
+) -> Batches:
+  """`largest`: the factor of the canvases at which the largest pictures are read."""
   join = functools.partial(collate, max_boxes=cfg.max_boxes)
-  return Batches(
-    mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts, start=start_step), cfg.workers
-  )
+  local = mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts, start=start)
+  pixels = max(math.prod(images.scaled(canvas, largest)) for canvas in cfg.canvases)
+  return Batches(local, workers, 3 * pixels * cfg.batch // hosts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +254,5 @@ def evaluation_batches(
   """
   rows = np.stack([np.insert(plan, 2, k, axis=2) for k in range(len(looks))], axis=1)  # batch, look, row, 3
   rows = _Rows(source, words, cfg, looks, rows.reshape(-1, 3))
-  examples = grain.MapDataset.range(len(rows.rows)).map(rows)
-  join = functools.partial(collate, max_boxes=cfg.max_boxes)
-  return Batches(mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts), workers)
+  largest = max(look.factor for look in looks)
+  return _batches(grain.MapDataset.range(len(rows.rows)).map(rows), cfg, host, hosts, workers, largest=largest)

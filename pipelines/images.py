@@ -2,15 +2,24 @@
 
 EXIF orientation is ignored, as by every reader the data sets were annotated with: boxes refer to the pixels as stored.
 Alpha is dropped, not blended, for the same reason (PIL's `convert("RGB")`).
+
+Plain JPEGs are decoded by simplejpeg (libjpeg-turbo without detours: half the time of Pillow, the same pixels), all
+else by Pillow. Resizing is Pillow's antialiased bilinear filter, or, where `fast` is asked for, OpenCV's bilinear one
+of a picture that was decoded at 1/2, 1/4 or 1/8 of its size where that suffices: a sixth of the time, pixels within one
+level of Pillow's where a picture grows and a little sharper where it shrinks.
 """
 
 import dataclasses
 import io
 
+import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.records import BadRecord
+
+cv2.setNumThreads(1)  # worker processes share the cores
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program (EPS)
 MAX_PIXELS = 64_000_000
@@ -43,8 +52,27 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
   return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def decode(data: bytes | np.ndarray, record: str = "image", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+  """Height and width of a grey or YCbCr JPEG, None for everything that Pillow has to look at."""
+  if data[:2] != b"\xff\xd8":
+    return None
+  try:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None
+  return (height, width) if colours in ("YCbCr", "Gray") else None
+
+
+def decode(
+  data: bytes | np.ndarray,
+  record: str = "image",
+  max_pixels: int = MAX_PIXELS,
+  at_least: tuple[int, int] | None = None,
+) -> np.ndarray:
   """An encoded image file -> h w 3 uint8 RGB (grey, palette, CMYK, 16-bit and alpha converted); arrays pass through.
+
+  `at_least`: height and width that are enough; a JPEG may come in 1/2, 1/4 or 1/8 of its size then (rounded up), but
+  not smaller than that.
 
   Raises:
     BadRecord: 'undecodable_image' (also when truncated) or 'image_too_large', naming `record`.
@@ -53,6 +81,13 @@ def decode(data: bytes | np.ndarray, record: str = "image", max_pixels: int = MA
     if data.ndim != 3 or data.shape[2] != 3 or data.dtype != np.uint8:
       raise BadRecord("undecodable_image", record, f"array {data.shape} {data.dtype}, needs h w 3 uint8")
     return data
+  size = _plain_jpeg(data)
+  if size and size[0] * size[1] <= max_pixels:
+    enough = dict(min_height=at_least[0], min_width=at_least[1], min_factor=2) if at_least else {}
+    try:
+      return simplejpeg.decode_jpeg(data, "RGB", **enough)
+    except ValueError:  # libjpeg has a warning or an error: Pillow decides what is bearable
+      pass
   with _open(data, record, max_pixels) as picture:
     try:
       return _to_rgb(picture)
@@ -64,6 +99,9 @@ def size_of(data: bytes | np.ndarray, record: str = "image", max_pixels: int = M
   """Height and width without decoding the pixels. Raises as `decode`."""
   if isinstance(data, np.ndarray):
     return data.shape[0], data.shape[1]
+  size = _plain_jpeg(data)
+  if size and size[0] * size[1] <= max_pixels:
+    return size
   with _open(data, record, max_pixels) as picture:
     return picture.height, picture.width
 
@@ -98,16 +136,23 @@ class Geometry:
     """The inverse of `to_canvas`."""
     return self._mirror(np.asarray(boxes_xyxy_px, np.float32)) / self._scale()
 
-  def pixels(self, image: np.ndarray) -> np.ndarray:
-    """h w 3 uint8 -> canvas 3 uint8: bilinear (antialiased when it shrinks), zeros at the bottom and right."""
-    if self.size != self.original:
+  def pixels(self, image: np.ndarray, fast: bool = False) -> np.ndarray:
+    """h w 3 uint8 -> canvas 3 uint8: bilinear (antialiased when it shrinks), zeros at the bottom and right.
+
+    `fast`: by OpenCV; the image may then be smaller than `original` (see `decode`).
+    """
+    out = np.zeros((*self.canvas, 3), np.uint8)
+    target = out[: self.size[0], : self.size[1]]
+    if image.shape[:2] != self.size and not fast:
       image = np.asarray(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
     if self.flipped:
-      image = image[:, ::-1]
-    if self.size == self.canvas:
-      return np.ascontiguousarray(image)
-    out = np.zeros((*self.canvas, 3), np.uint8)
-    out[: self.size[0], : self.size[1]] = image
+      image = cv2.flip(image, 1)
+    if image.shape[:2] == self.size:
+      target[...] = image
+    else:
+      # A shrink by more than two is left to area averaging; JPEGs come decoded at a scale that makes it rare.
+      coarse = 2 * self.size[0] < image.shape[0]
+      cv2.resize(image, self.size[::-1], dst=target, interpolation=cv2.INTER_AREA if coarse else cv2.INTER_LINEAR)
     return out
 
 

@@ -15,6 +15,7 @@ from pipelines import images, mirror
 from pipelines.concepts import NO_CONCEPT
 from pipelines.masking import MaskingConfig, mask_words
 from pipelines.masks import Mask
+from pipelines.mixture import Mixture, Place
 from pipelines.prompts import (
   Named,
   Prompt,
@@ -25,10 +26,11 @@ from pipelines.prompts import (
   prompt_example,
   unnamed,
 )
-from pipelines.records import BadRecord, Example, Prepared, Source
+from pipelines.records import BadRecord, Example, KnowsCaptions, Prepared, Source
 from pipelines.words import Encoding, Words
 
 TRIES = 20  # records in a row that may be unusable before the source is given up
+PIXELS = ("exact", "fast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,13 @@ class PrepareConfig:
   swap_sides: bool = True  # mirror the words left and right too; False: as the authors (reference 6.8)
   box_tolerance_px: float = 1.0  # a box may reach so far outside the picture and is then clipped (rounding)
   max_pixels: int = images.MAX_PIXELS
+  pixels: str = "exact"  # resizing in training: 'exact' as in evaluation | 'fast' (pipelines/images.py)
   prompt: PromptConfig = PromptConfig()
   masking: MaskingConfig | None = None  # words to hide in training; None: none
+
+  def __post_init__(self):
+    if self.pixels not in PIXELS:
+      raise ValueError(f"pixels {self.pixels!r} is not known; known: {', '.join(PIXELS)}")
 
 
 def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> np.ndarray:
@@ -68,11 +75,12 @@ def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> n
   return np.clip(boxes, 0, limit)
 
 
-def _decode(example: Example, cfg: PrepareConfig) -> np.ndarray:
-  image = images.decode(example.image, example.record, cfg.max_pixels)
-  if example.image_size not in (None, image.shape[:2]):
-    raise BadRecord("image_size", example.record, f"annotated {example.image_size}, decoded {image.shape[:2]}")
-  return image
+def _size(example: Example, cfg: PrepareConfig) -> tuple[int, int]:
+  """Height and width of the picture as it is stored."""
+  size = images.size_of(example.image, example.record, cfg.max_pixels)
+  if example.image_size not in (None, size):
+    raise BadRecord("image_size", example.record, f"annotated {example.image_size}, decoded {size}")
+  return size
 
 
 def _check_caption(example: Example) -> None:
@@ -100,7 +108,7 @@ def _assemble(
   encoding: Encoding,
   named: Named,
   boxes: np.ndarray,
-  image: np.ndarray,
+  pixels: np.ndarray,
   geometry: images.Geometry,
   max_boxes: int,
   rng: np.random.Generator | None,
@@ -118,7 +126,7 @@ def _assemble(
   if masks is not None:
     masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
   return Prepared(
-    image=geometry.pixels(image),
+    image=pixels,
     image_size=geometry.size,
     original_size=geometry.original,
     tokens=encoding.tokens,
@@ -146,8 +154,10 @@ def train_example(
   cfg: PrepareConfig,
   canvas: tuple[int, int],
   rng: np.random.Generator,
+  captions: Sequence[str] = (),
 ) -> Prepared:
-  """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source.
+  """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source;
+  `captions`: others of its source, to pack its own with.
 
   A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
 
@@ -162,14 +172,18 @@ def train_example(
     flipped = flipped and not _any_side(classes)
   if not cfg.prompt.wordings:  # they are written for all classes of the source
     classes = example.vocabulary(classes)
-  prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt)
-  image = _decode(example, cfg)
-  boxes = usable_boxes(example, image.shape[:2], cfg.box_tolerance_px)
-  geometry = images.fit(image.shape[:2], canvas, flipped)
-  prepared = _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, rng, example.masks)
+  prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt, captions)
+  size, fast = _size(example, cfg), cfg.pixels == "fast"
+  geometry = images.fit(size, canvas, flipped)
+  image = images.decode(example.image, example.record, cfg.max_pixels, geometry.size if fast else None)
+  boxes = usable_boxes(example, size, cfg.box_tolerance_px)
+  pixels = geometry.pixels(image, fast)
+  prepared = _assemble(
+    example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, rng, example.masks
+  )
   if cfg.masking is None:
     return prepared
-  tokens, labels = mask_words(example.kind, encoding, named, words, cfg.masking, rng)
+  tokens, labels = mask_words(example.kind, encoding, named, words, cfg.masking, rng, prompt.own)
   return dataclasses.replace(prepared, tokens=tokens, mlm_labels=labels)
 
 
@@ -192,8 +206,7 @@ def evaluation_example(
     BadRecord: the picture or the caption cannot be used.
   """
   boxes = np.asarray(example.boxes_xyxy_px, np.float32).reshape(-1, 4)
-  image = _decode(example, cfg)
-  height, width = image.shape[:2]
+  height, width = _size(example, cfg)
   fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= np.maximum(boxes[:, :2], 0)).all(axis=1)
   fine &= (boxes[:, 0] < width) & (boxes[:, 1] < height)
   if example.kind == "grounding":
@@ -205,12 +218,13 @@ def evaluation_example(
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   else:
     prompt = prompt or Prompt("", ())
-    encoding = words.encode(prompt.text)
+    encoding = prompt.encode(words)
     named = unnamed([label for label, keep in zip(example.labels, fine, strict=True) if keep], encoding)
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas, mirrored)
-  return _assemble(example, prompt.text, encoding, named, boxes, image, geometry, cfg.max_boxes, None)
+  pixels = geometry.pixels(images.decode(example.image, example.record, cfg.max_pixels))
+  return _assemble(example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, None)
 
 
 def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str], ...] = ()) -> Prepared:
@@ -237,9 +251,22 @@ def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str],
   )
 
 
-def batch_canvas(canvases: tuple[tuple[int, int], ...], seed: int, n: int) -> tuple[int, int]:
-  """Canvas of global batch n: a function of seed and n alone, so that every host compiles and runs the same step."""
-  return canvases[np.random.default_rng((seed, 0x63616E76, n)).integers(len(canvases))]
+class OtherCaptions(Sequence[str]):
+  """The captions of a source but for `own`, which read '' as those that cannot be read (they are counted when it is
+  their turn): no picture gets its own words as those of another one, be it mirrored or not."""
+
+  def __init__(self, source: Source, own: str):
+    self._source, self._own = source, own
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> str:
+    try:
+      caption = self._source.caption(index)
+    except BadRecord:
+      return ""
+    return "" if caption == self._own else caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,22 +276,23 @@ class Prepare:
   sources: tuple[Source, ...]
   words: Words
   cfg: PrepareConfig
-  seed: int
+  mixture: Mixture
 
-  def __call__(self, k: int, record: tuple[int, int]) -> Prepared:
-    """`record`: (source index, index in the source). An unusable record is replaced by another one of its source.
+  def __call__(self, k: int, place: Place) -> Prepared:
+    """An unusable record is replaced by another one of its source and shape (`mixture.parts`).
 
     Raises RuntimeError when `TRIES` records in a row are unusable.
     """
-    source, index = self.sources[record[0]], record[1]
-    rng = np.random.default_rng((self.seed, k))
-    canvas = batch_canvas(self.cfg.canvases, self.seed, k // self.cfg.batch)
+    source, part, index = self.sources[place.source], self.mixture.parts[place.part], place.record
+    rng = np.random.default_rng((self.mixture.seed, k))
     skipped: list[tuple[str, str]] = []
     for _ in range(TRIES):
       try:
-        prepared = train_example(source[index], source.classes, self.words, self.cfg, canvas, rng)
+        example = source[index]
+        captions = OtherCaptions(source, example.caption) if isinstance(source, KnowsCaptions) else ()
+        prepared = train_example(example, source.classes, self.words, self.cfg, place.canvas, rng, captions)
         return dataclasses.replace(prepared, skipped=tuple(skipped))
       except BadRecord as error:
         skipped.append((error.reason, error.record))
-        index = int(rng.integers(len(source)))
+        index = part.record(int(rng.integers(len(part))))
     raise RuntimeError(f"source {source.name!r}: {TRIES} records in a row cannot be used: {skipped}; repair it")

@@ -4,11 +4,15 @@ Training: `detection_prompt` (sampled or all classes of the source), `grounding_
 `packed_prompt` (a caption among other captions). Inference: `all_classes_prompts`. `name_boxes` and
 `name_boxes_by_spans` then carry the characters over to tokens. `prompt_example` is all of that for one Example.
 
+A vocabulary that does not fit into one prompt is cut: into several prompts for inference, and in training into what
+the picture needs (the classes of its boxes) and as many others as fit.
+
 Randomness comes from an `np.random.Generator`, of which only `Draws` is used, so that a recorded list of draws can
 stand in for it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -39,7 +43,9 @@ class Draws(Protocol):
 class PromptConfig:
   """How prompts are made. The defaults are GLIP's pre-training settings, safer in the two places marked 'published'."""
 
-  mode: str = "sample"  # 'sample': positives and drawn negatives (reference 6.3) | 'all': every class (reference 6.4)
+  # 'sample': positives and drawn negatives (reference 6.3) | 'all': every class (reference 6.4), or where not all fit,
+  # those of the boxes before others.
+  mode: str = "sample"
   separator: str = ". "  # between class names; ends in white space, so that names tokenise on their own
   prefix: str = ""  # published alternative: 'object detection : '
   shuffle: bool = True  # mode 'all': in random order; False: in the order of the source
@@ -75,10 +81,20 @@ class PromptConfig:
 @dataclasses.dataclass(frozen=True)
 class Prompt:
   """A text and what it names: (name, characters [begin, end)) in the order of the text. Class names are as the source
-  spells them; their characters show the cleaned name."""
+  spells them; their characters show the cleaned name.
+
+  `pieces`: the text of class names cut after each separator. `own`: the characters of the example's own caption where
+  others were packed around it.
+  """
 
   text: str
   spans: tuple[tuple[str, Span], ...]
+  pieces: tuple[str, ...] = ()
+  own: Span | None = None
+
+  def encode(self, words: Words) -> Encoding:
+    """The text as tokens."""
+    return words.encode_names(self.pieces) if self.pieces else words.encode(self.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +114,12 @@ def prompt_example(
   """The prompt of one example, tokenised, and what it says about the boxes.
 
   `classes`: the vocabulary of a detection source (for a federated data set: the classes that may be negatives).
-  `captions`: where a grounding source with cfg.pack > 0 takes other captions from.
+  `captions`: where a grounding source with cfg.pack > 0 takes other captions from; '' is passed over.
   Raises ValueError for an unknown kind.
   """
   if example.kind == "detection":
     prompt, _ = detection_prompt(example.labels, classes, rng, words, cfg)
-    encoding = words.encode(prompt.text)
+    encoding = prompt.encode(words)
     return prompt, encoding, name_boxes(prompt, encoding, example.labels)
   if example.kind != "grounding":
     raise ValueError(f"example kind {example.kind!r} is not known; sources give 'detection' or 'grounding'")
@@ -134,15 +150,22 @@ def detection_prompt(
   """A prompt for boxes with class names `labels` (one per box), and which boxes the prompt names (g bool).
 
   Mode 'sample' (reference 6.3): the classes of the boxes, as many as fit in random order, then random other classes of
-  `classes` in the room that is left, all shuffled. Mode 'all' (reference 6.4): all of `classes` that fit.
+  `classes` in the room that is left, all shuffled. Mode 'all' (reference 6.4): all of `classes`; where they do not
+  fit, those of the boxes and as many others as do.
   Raises ValueError when cfg.wordings do not belong to `classes`.
   """
   if cfg.mode == "sample":
     names, wordings = _sampled_names(labels, classes, rng, words, cfg), {}
   else:
     wordings = _wordings(classes, cfg.wordings)
-    names = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
-    names = _fitting(names, wordings, words, cfg.separator, words.count(cfg.prefix))
+    order = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
+    used = words.count_name(cfg.prefix)
+    names = _fitting(order, wordings, words, cfg.separator, used)
+    if len(names) < len(order):
+      wanted = set(labels)
+      first = sorted(order, key=lambda name: name not in wanted)  # stable: the order within both halves stays
+      chosen = set(_fitting(first, wordings, words, cfg.separator, used))
+      names = [name for name in order if name in chosen]
   prompt = _join(names, wordings, cfg.separator, cfg.prefix, cfg.distinct)
   named = {name for name, _ in prompt.spans}
   return prompt, np.array([label in named for label in labels], bool)
@@ -181,16 +204,16 @@ def _sampled_names(
   labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
 ) -> list[str]:
   """Positives and negatives in random order (reference 6.3)."""
-  room = words.max_tokens - SPECIAL_TOKENS - words.count(cfg.prefix)
+  room = words.max_tokens - SPECIAL_TOKENS - words.count_name(cfg.prefix)
   positives = []
   for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
-    room -= words.count(clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
+    room -= words.count_name(clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
     if room < 0:
       break
     positives.append(name)
   negatives = []
   for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
-    room -= words.count(clean_name(name) + cfg.separator)
+    room -= words.count_name(clean_name(name) + cfg.separator)
     if room <= 0:
       break
     negatives.append(name)
@@ -198,7 +221,7 @@ def _sampled_names(
 
 
 def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, cfg: PromptConfig) -> list[str]:
-  pool = list(dict.fromkeys(classes)) + [BACKGROUND] * cfg.draw_background
+  pool = _pool(tuple(classes), cfg.draw_background)
   count = min(_negative_count(min(cfg.random_negatives, len(pool)), rng, cfg), len(pool))
   drawn = rng.choice(pool, size=count, replace=False).tolist()
   if not cfg.distinct:
@@ -206,6 +229,13 @@ def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, c
   by_text = {normalised_name(name): name for name in drawn}
   taken = {normalised_name(name) for name in positives}
   return [name for text, name in by_text.items() if text not in taken]
+
+
+@functools.lru_cache(maxsize=256)
+def _pool(classes: tuple[str, ...], draw_background: bool) -> np.ndarray:
+  """What may be drawn as a negative: every name once, without a background class that the source lists by itself."""
+  names = [name for name in dict.fromkeys(classes) if normalised_name(name) != "background"]
+  return np.array(names + [BACKGROUND] * draw_background)
 
 
 def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
@@ -223,9 +253,9 @@ def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separ
   used += SPECIAL_TOKENS
   for i, name in enumerate(names):
     text = "".join(_wording(name, wordings))
-    if used + words.count(text) > words.max_tokens:  # the last name has no separator
+    if used + words.count_name(text) > words.max_tokens:  # the last name has no separator
       return names[:i]
-    used += words.count(text + separator)
+    used += words.count_name(text + separator)
   return names
 
 
@@ -235,17 +265,19 @@ def _wording(name: str, wordings: dict[str, Wording]) -> Wording:
 
 def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  text, spans, places = prefix, [], {}
+  pieces, end, spans, places = [prefix] if prefix else [], len(prefix), [], {}
   for name in names:
     before, shown, after = _wording(name, wordings)
     key = normalised_name(shown)
     if not distinct or key not in places:
-      text += separator if places else ""
-      begin = len(text) + len(before)
-      text += before + shown + after
-      places[key] = (begin, begin + len(shown))
+      if places:
+        pieces[-1] += separator
+        end += len(separator)
+      pieces.append(before + shown + after)
+      places[key] = (end + len(before), end + len(before) + len(shown))
+      end += len(pieces[-1])
     spans.append((name, places[key]))
-  return Prompt(text, tuple(spans))
+  return Prompt("".join(pieces), tuple(spans), tuple(pieces))
 
 
 # Captions.
@@ -266,7 +298,7 @@ def packed_prompt(
   """
   others = [captions[int(rng.integers(len(captions)))] for _ in range(_pack_count(rng, cfg))]
   if not cfg.pack_own:
-    others = [caption for caption in others if caption != prompt.text]
+    others = [caption for caption in others if caption.strip() and caption != prompt.text]
   room = words.max_tokens - words.count(prompt.text) - SPECIAL_TOKENS
   texts = [prompt.text]
   for caption in rng.permutation(others).tolist():
@@ -281,7 +313,7 @@ def packed_prompt(
     shift = len(packed) if caption == prompt.text else shift
     packed += caption + ("" if caption.endswith(".") else ".") + " "
   moved = tuple((name, (begin + shift, end + shift)) for name, (begin, end) in prompt.spans)
-  return Prompt(packed, moved), shift
+  return Prompt(packed, moved, own=(shift, shift + len(prompt.text))), shift
 
 
 def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
@@ -310,12 +342,13 @@ def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Nam
   """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
   every class in the prompt (reference 6.1, 11.9)."""
   named = phrases(prompt, encoding)
-  rows = dict(zip((phrase.name for phrase in named), phrase_map(named, len(encoding.tokens)), strict=True))
-  nothing = np.zeros(len(encoding.tokens), bool)
-  positive_map = np.array([rows.get(label, nothing) for label in labels], bool).reshape(len(labels), len(nothing))
+  tokens = {phrase.name: list(phrase.tokens) for phrase in named}
+  positive_map = np.zeros((len(labels), len(encoding.tokens)), bool)
+  for row, label in zip(positive_map, labels, strict=True):
+    row[tokens.get(label, [])] = True
   token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
-  for name, row in rows.items():
-    token_concept[row] = concept_id(name)
+  for name, positions in tokens.items():
+    token_concept[positions] = concept_id(name)
   return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
 
 

@@ -4,8 +4,10 @@ A source (pipelines/sources) turns its dialect into `Example`s; `pipelines/prepa
 `Prepared` (pixels on a canvas, tokens, boxes that moved along); `pipelines/collate.py` stacks those into a `HostBatch`.
 """
 
+import collections
 import dataclasses
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -104,6 +106,25 @@ class Source(Protocol):
     ...
 
 
+@runtime_checkable
+class KnowsSizes(Protocol):
+  """A source whose index tells how large the pictures are, so that a batch takes pictures of one shape (mixture.py)."""
+
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every record, 0 0 where the index does not tell."""
+    ...
+
+
+@runtime_checkable
+class KnowsCaptions(Protocol):
+  """A grounding source that can read a caption without its picture: others' captions are packed around it
+  (prompts.packed_prompt)."""
+
+  def caption(self, index: int) -> str:
+    """Raises BadRecord."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Phrase:
   """One thing that a prompt names: a class or a noun phrase, with the tokens that name it."""
@@ -161,3 +182,20 @@ class HostBatch:
   info: tuple[Info | None, ...]
   skipped: tuple[tuple[str, str], ...]
   reduced: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def rows(self) -> Mapping[str, int]:
+    """How many rows came from each source."""
+    return collections.Counter(info.source for info in self.info if info)
+
+
+def take_apart(host: HostBatch) -> tuple[dict[str, np.ndarray], HostBatch]:
+  """(the arrays of the batch by name, everything else): what crosses from a worker process."""
+  arrays = {field.name: getattr(host.batch, field.name) for field in dataclasses.fields(host.batch)}
+  return {name: x for name, x in arrays.items() if x is not None}, dataclasses.replace(host, batch=None)
+
+
+def put_together(parts: tuple[dict[str, np.ndarray], HostBatch]) -> HostBatch:
+  """The inverse of `take_apart`. The arrays may be views of shared memory, which they keep alive."""
+  arrays, host = parts
+  return dataclasses.replace(host, batch=Batch(**{name: np.asarray(x) for name, x in arrays.items()}))

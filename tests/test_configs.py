@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from configs import demo, evaluation, finetune_coco, pretrain
+from configs import ablation, common, demo, evaluation, finetune_coco, mixtures, pretrain
 from glipv2_jax.models import glipv2
 from launch import experiment, train
 from pipelines.sources import SOURCES
@@ -20,6 +20,8 @@ CASES = [
   (pretrain, "b"),
   (pretrain, "h"),
   (pretrain, "h,debug"),
+  (ablation, None),
+  (ablation, "row=5,debug"),
   *((evaluation, member) for member in evaluation.MEMBERS),
 ]
 
@@ -59,6 +61,44 @@ def test_the_sets_of_odinw(shared):
     assert paths <= expected and len(paths) == len(sources) == int(member[5:])
     assert {one.evaluator for one in sources} == {"odinw"}
     assert sum(bool(one.wordings) for one in sources) == (4 if member == "odinw35" else 0)
+
+
+@pytest.mark.parametrize("row", common.TABLE_4)
+@pytest.mark.parametrize("module, member", [(pretrain, "t"), (ablation, "demo")])
+def test_rows_of_table_4(module, member, row):
+  """A row is the whole configuration with some weights 0; words are hidden only where L_mlm asks for them."""
+  whole = module.get_config(member).to_dict()
+  tree = module.get_config(f"{member},row={row}").to_dict()
+  run = experiment.from_tree(tree)
+  trained = {name for name, weight in run.loss.weights if weight}
+  paper = {"1": "", "2": "M", "3": "LA", "4": "LAM", "5": "LAE", "6": "LAEM"}[row]
+  letters = {"box": "L", "centerness": "L", "intra": "A", "inter": "E", "mlm": "M"}
+  assert {letters[name] for name in trained} == set(paper)
+  assert (run.data.masking is not None) == ("M" in paper)
+  assert all(tree["loss"]["weights"][name] == whole["loss"]["weights"][name] for name in trained)
+  assert run.train.total_steps == (0 if row == "1" else whole["train"]["total_steps"])
+  del tree["loss"]["weights"], whole["loss"]["weights"], tree["train"]["total_steps"], whole["train"]["total_steps"]
+  assert tree == whole
+
+
+def test_mixtures_of_table_5():
+  for name in mixtures.MIXTURES:
+    tree = pretrain.get_config(f"b,data={name},row=4").to_dict()
+    sources = tree["data"]["sources"]
+    assert set(sources) == set(mixtures.MIXTURES[name])
+    assert tree["loss"]["weights"]["inter"] == 0
+    for source in sources.values():
+      options = {key: value for key, value in source.items() if key not in ("kind", "weight")}
+      inspect.signature(SOURCES[source["kind"]]).bind(**options)
+  small, large = (pretrain.get_config(f"b,data=o365_goldg_{cap}").data.sources for cap in ("cap4m", "cap12m"))
+  assert set(small) ^ set(large) == {"cap4m", "cap12m"}
+  assert small.goldg_mixed.weight == large.goldg_mixed.weight and large.cap12m.weight == 3 * small.cap4m.weight
+
+
+def test_the_second_stage_goes_on_without_mlm_from_the_same_network():
+  first, second = (experiment.from_tree(pretrain.get_config(arg).to_dict()) for arg in ("t", "t,stage=2"))
+  assert second.model == first.model and second.data.masking is None
+  assert second.optim.lr == first.optim.lr / 10 and second.train.total_steps == first.train.total_steps // 5
 
 
 def test_root_is_put_into_the_options_of_sources():

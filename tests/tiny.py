@@ -61,5 +61,5 @@ def batch(step: int, rows: int = 8, canvas: tuple[int, int] = CANVAS) -> Batch:
 def data(start: int, rows: int = 8, skipped: tuple = (), reduced: tuple = ()):
   """Endless batches from step `start` on, as the loop wants them."""
   while True:
-    yield types.SimpleNamespace(batch=batch(start, rows), skipped=skipped, reduced=reduced)
+    yield types.SimpleNamespace(batch=batch(start, rows), skipped=skipped, reduced=reduced, rows={"toy": rows})
     start += 1

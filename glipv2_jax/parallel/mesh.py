@@ -2,6 +2,9 @@
 
 The batch is sharded over ('data', 'fsdp'), parameters over 'fsdp' (rules.py). Axis types are Auto: the compiler moves
 data where an operation needs it, which windows, embedding lookups and convolutions rely on.
+
+Nothing is split over `model` yet: the largest network, GLIPv2-H with all heads, has 1,143 M parameters, with moments
+and average 18.3 GB or 0.3 GB per device at fsdp=64, and its largest array, whole where it is used, takes 193 MiB.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from glipv2_jax.parallel import rules as sharding_rules
 from glipv2_jax.schema import Batch
 from glipv2_jax.train import checkpoint
 from glipv2_jax.train.initialise import initialise
-from glipv2_jax.train.metrics import MetricFiles, Recorder
+from glipv2_jax.train.metrics import MetricFiles, Recorder, padding
 from glipv2_jax.train.objective import Objective
 from glipv2_jax.train.optim import OptimConfig, make_optimizer
 from glipv2_jax.train.progress import Progress
@@ -58,6 +58,7 @@ class Feed(Protocol):
   batch: Batch  # this process's rows, NumPy
   skipped: tuple[tuple[str, str], ...]  # (reason, record): passed over
   reduced: tuple[tuple[str, str], ...]  # (reason, record): used without some of its boxes
+  rows: Mapping[str, int]  # how many rows came from each source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,7 @@ def train(
       # The step, and the numbers of the one before.
       state, metrics = train_step(state, batch)
       notes = {"canvas": canvas, **skips.numbers()}
-      recorder.step(step, metrics, images, data_seconds, notes)
+      recorder.step(step, metrics, images, data_seconds, notes, host.rows, padding(host.batch))
 
       # Checkpoint, evaluate, or leave.
       if stop.agreed(step):
@@ -172,6 +173,8 @@ def train(
       if evaluate and _due(step, config.eval_every, config.total_steps):
         run_evaluation(step)
 
+    if not config.total_steps:  # a run that only makes the network it would start from, for others to start from
+      save(0)
     recorder.flush()
     return Result("finished", config.total_steps, recorder.seconds)
 

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
+from glipv2_jax.schema import Batch
 from glipv2_jax.train.progress import Progress
 
 JSON_LINES = "metrics.jsonl"
@@ -69,7 +71,7 @@ class Recorder:
     self._files, self._progress, self._log_every = files, progress, log_every
     self._waiting = None
     self._began = time.monotonic() - seconds
-    self._tally = collections.Counter()
+    self._tally, self._rows = collections.Counter(), collections.Counter()
     self._last_line = time.monotonic()
 
   @property
@@ -77,23 +79,34 @@ class Recorder:
     """Training time so far, earlier starts included."""
     return time.monotonic() - self._began
 
-  def step(self, step: int, metrics: Mapping[str, jax.Array], images: int, data_seconds: float, notes: Mapping) -> None:
+  def step(
+    self,
+    step: int,
+    metrics: Mapping[str, jax.Array],
+    images: int,
+    data_seconds: float,
+    notes: Mapping,
+    rows: Mapping[str, int],
+    padding: float,
+  ) -> None:
     """After step `step` (counted from 1) was started. Resolves the step before it.
 
     images: rows of the global batch; data_seconds: how long the host waited for it; notes: what else the line says.
-    Raises TrainingDiverged.
+    rows: of this process's batch by source; padding: share of its pixels. A line gives the sum and the mean of both
+    since the line before. Raises TrainingDiverged.
     """
     self.flush()
-    self._waiting = step, metrics, images, data_seconds, dict(notes)
+    self._waiting = step, metrics, images, data_seconds, dict(notes), dict(rows), padding
 
   def flush(self) -> None:
     """Waits for the last step that was given. Called before a checkpoint, so that it never runs ahead of the log."""
     if self._waiting is None:
       return
-    (step, metrics, images, data_seconds, notes), self._waiting = self._waiting, None
+    (step, metrics, images, data_seconds, notes, rows, padding), self._waiting = self._waiting, None
     values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
     check_finite(step, values)
-    self._tally.update(images=images, steps=1, data_seconds=data_seconds)
+    self._tally.update(images=images, steps=1, data_seconds=data_seconds, padding=padding)
+    self._rows.update(rows)
     self._progress.step(step, values["loss"])
     if step % self._log_every == 0 or step == 1:
       self._line(step, values, notes)
@@ -111,10 +124,17 @@ class Recorder:
     elapsed = max(now - self._last_line, 1e-9)
     tally, self._tally, self._last_line = self._tally, collections.Counter(), now
     speed = {"images_per_second": tally["images"] / elapsed, "data_seconds": tally["data_seconds"]}
-    line = {"loss": values["loss"], **values, **speed, "seconds": self.seconds, **notes}
+    rows, self._rows = self._rows, collections.Counter()
+    of_data = {"padding": round(tally["padding"] / tally["steps"], 4), "rows": dict(sorted(rows.items()))}
+    line = {"loss": values["loss"], **values, **speed, "seconds": self.seconds, **of_data, **notes}
     if self._files:
       self._files.write(step, {k: round(v, 3) if k in (*speed, "seconds") else v for k, v in line.items()})
     self._progress.line(step, line, elapsed / tally["steps"])
+
+
+def padding(batch: Batch) -> float:
+  """The share of a batch's pixels (NumPy) that no picture covers."""
+  return 1 - float(np.prod(batch.image_size, axis=1, dtype=np.int64).mean() / np.prod(batch.image.shape[1:3]))
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:

@@ -56,9 +56,11 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
   """Detection and grounding, paper equation 2: boxes, centerness, token logits, L_inter and L_mlm.
 
   L_inter compares the rows that `loss` gets, with gradient accumulation one microbatch, unless `loss` also gets what
-  `whole` says of all of them. Raises ValueError when a term is asked of a network that has no head for it.
+  `whole` says of all of them. A term of weight 0 costs nothing: its head, if there is one, is frozen.
+  Raises ValueError when a term is asked of a network that has no head for it.
   """
   with_inter, with_mlm = loss.weight("inter") != 0, loss.weight("mlm") != 0
+  with_anchors = any(weight != 0 for name, weight in loss.weights if name != "mlm")
   for name, missing, field in (
     ("inter", with_inter and not model.inter_dim, "model.inter_dim (the authors' is 64)"),
     ("mlm", with_mlm and not model.mlm, "model.mlm=True"),
@@ -78,9 +80,10 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
       loss,
     )
     counts = losses.counts(found)
+    info = {"num_pos": counts["intra"]} if with_anchors else {}  # else nothing asks which anchors have a box
     if with_mlm:
       counts["mlm"] = mlm.predicted(batch).sum(dtype=jnp.float32)
-    return found, counts, {"num_pos": counts["intra"]}
+    return found, counts, info
 
   def choose(batch: Batch, found, key):
     return inter.choose(found.matched, batch.example_valid, loss.inter, fold(key, REGIONS))
@@ -104,4 +107,8 @@ def grounding(model: ModelConfig, loss: losses.LossConfig) -> Objective:
   both = dict(survey=survey, whole=whole) if with_inter else {}
   options = from_torch.Options(allow_missing=names.TRAINING_HEADS)  # GLIP's weights begin a GLIPv2
   read = functools.partial(from_torch.load, cfg=model, options=options)
-  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model), read=read, **both)
+  # A head whose term is off stays as it is: no gradient, no moments, no update.
+  idle = ((r"inter/.*",) if model.inter_dim and not with_inter else ()) + (
+    (r"mlm/.*",) if model.mlm and not with_mlm else ()
+  )
+  return Objective(functools.partial(init_params, model), targets, value, model_frozen(model) + idle, read=read, **both)

@@ -85,8 +85,15 @@ class Optimizer:
     return jax.tree.map(lambda g: g * scale, grads), norm
 
   def average(self, ema: Any, params: Any) -> Any:
-    """ema <- decay * ema + (1 - decay) * params, without warm-up of the decay (reference 1.2)."""
-    return jax.tree.map(lambda e, p: self.ema_decay * e + (1 - self.ema_decay) * p, ema, params)
+    """ema <- decay * ema + (1 - decay) * params, without warm-up of the decay (reference 1.2); frozen ones stay."""
+    decay = self.ema_decay
+    return jax.tree.map(
+      lambda group, e, p: e if group is None else decay * e + (1 - decay) * p,
+      self.groups,
+      ema,
+      params,
+      is_leaf=is_group,
+    )
 
 
 def model_frozen(model: ModelConfig) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Iterable, Mapping
 
 SHOWN = 5  # records named in full, of each reason
+WORST = 5  # sources and reasons that the message of a stop lists
 GRACE = 200  # examples before the fraction means anything
 
 Pairs = Iterable[tuple[str, str]]  # (reason, record)
@@ -21,19 +22,35 @@ class Skips:
     self.skipped, self.reduced = collections.Counter(skipped), collections.Counter(reduced)
     self._limit, self._note = limit, note
     self._named = collections.Counter()
+    self._offenders: dict[tuple[str, str], list[str]] = {}  # (source, reason) -> the first records
+    self._offences = collections.Counter()
     self._here = self._examples = 0
 
   def add(self, skipped: Pairs, reduced: Pairs, examples: int) -> None:
     """What was met while drawing `examples` examples. Raises TooManySkipped."""
     self._examples += examples
     self._count(self.reduced, reduced, "reduced")
+    skipped = tuple(skipped)
     self._here += self._count(self.skipped, skipped, "skipped")
+    for reason, record in skipped:
+      offender = (record.rpartition("/")[0], reason)
+      self._offences[offender] += 1
+      records = self._offenders.setdefault(offender, [])
+      if len(records) < SHOWN and record not in records:
+        records.append(record)
     if self._examples >= GRACE and self._here > self._limit * (self._examples + self._here):
-      reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
       raise TooManySkipped(
-        f"{self._here} of {self._examples + self._here} records could not be used ({reasons}), more than "
+        f"{self._here} of {self._examples + self._here} records could not be used (worst: {self._worst()}), more than "
         f"skip_limit = {self._limit}; repair the data or raise the limit"
       )
+
+  def _worst(self) -> str:
+    """Sources and reasons with the most skipped records since this start, and records to look at."""
+    shown = []
+    for (source, reason), count in self._offences.most_common(WORST):
+      records = self._offenders[source, reason]
+      shown.append(f"{source}: {reason} {count} ({', '.join(records)}{', ...' if count > len(records) else ''})")
+    return ", ".join(shown)
 
   def _count(self, counts: collections.Counter, pairs: Pairs, verb: str) -> int:
     """Adds `pairs` to `counts`, names the first records of every reason and returns the number of pairs."""

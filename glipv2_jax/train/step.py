@@ -1,11 +1,12 @@
 """One training step, jitted on the mesh: targets and global counts, loss and gradients, clip, AdamW, average."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -15,7 +16,23 @@ from glipv2_jax.train.objective import Numbers, Objective
 from glipv2_jax.train.optim import Optimizer
 from glipv2_jax.train.state import TrainState, shardings_of
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Numbers]]
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """(state, global batch) -> (state, metrics); the state that goes in is donated.
+
+  The seed is an argument of the compiled program, so that runs which differ in it share what a compilation cache holds.
+  """
+
+  program: Any  # jitted: state, batch, seed
+  seed: np.uint32
+
+  def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Numbers]:
+    return self.program(state, batch, self.seed)
+
+  def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    """For arrays or shapes; what it compiles to is called with (state, batch, seed)."""
+    return self.program.lower(state, batch, jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def make_train_step(
@@ -27,7 +44,7 @@ def make_train_step(
   accumulate: int = 1,
   global_negatives: bool = False,
 ) -> Step:
-  """(state, global batch) -> (state, metrics); the state that goes in is donated.
+  """The step of a run.
 
   Metrics, float32 scalars: 'loss', every term under its name, the objective's own numbers ('num_pos'), 'grad_norm'
   (before clipping) and 'lr' (the scheduled rate, before multipliers). Randomness is fold_in(key(seed), step).
@@ -39,7 +56,7 @@ def make_train_step(
   """
   places = shardings_of(abstract)
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Numbers]:
+  def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Numbers]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     targets, counts, info = objective.targets(batch)
 
@@ -60,12 +77,13 @@ def make_train_step(
     metrics = {"loss": loss, **terms, **info, "grad_norm": norm, "lr": optimizer.schedule(state.step)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
-  return jax.jit(
+  program = jax.jit(
     step,
-    in_shardings=(places, batch_sharding(mesh)),
+    in_shardings=(places, batch_sharding(mesh), replicated(mesh)),
     out_shardings=(places, replicated(mesh)),
     donate_argnums=0,
   )
+  return Step(program, np.uint32(seed))
 
 
 def microbatches(tree: Any, mesh: Mesh, parts: int) -> Any:

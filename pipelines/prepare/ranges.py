@@ -27,8 +27,11 @@ class SourceSpec:
   options: tuple[tuple[str, Any], ...] = ()
 
   def open(self) -> Source:
-    """Raises ValueError, TypeError or FileNotFoundError as the source does."""
-    return open_source(self.kind, **dict(self.options))
+    """Raises ValueError (also for an option that the source does not have, or lacks) or OSError as the source does."""
+    try:
+      return open_source(self.kind, **dict(self.options))
+    except TypeError as error:
+      raise ValueError(f"source {self.kind!r}: {error}") from error
 
 
 def split(length: int, size: int) -> list[range]:

@@ -11,7 +11,7 @@ from pipelines import images
 from pipelines.records import BadRecord, Source
 
 # Lower ends of the bins, the last one open.
-SIDES_PX = tuple(int(2 ** (k / 2)) for k in (0, *range(2, 25)))  # 1, 2, 2.8, 4 ... 4096 pixels
+SIDES_PX = tuple(int(2 ** (k / 2)) for k in (0, 2, *range(4, 25)))  # 1, 2, 4, 5, 8, 11, 16 ... 4096 pixels
 COUNTS = tuple(range(0, 101))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pipelines.records import Source
 from pipelines.sources import (
+  array_record,
   caption_list,
   coco_captions,
   coco_json,
@@ -24,6 +25,7 @@ from pipelines.sources import (
 )
 
 SOURCES: dict[str, Callable[..., Source]] = {
+  "array_record": array_record.ArrayRecords,
   "caption_list": caption_list.CaptionList,
   "coco_captions": coco_captions.CocoCaptions,
   "coco_json": coco_json.CocoJson,

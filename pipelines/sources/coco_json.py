@@ -166,6 +166,10 @@ class CocoJson:
   def __len__(self) -> int:
     return len(self._indices)
 
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every picture, 0 0 where the file does not tell."""
+    return self._sizes[self._indices]
+
   def _names(self, rows: tuple[np.ndarray, np.ndarray], image: int) -> tuple[str, ...]:
     """Different classes of a picture in a (labels, ends) column."""
     labels, ends = rows

@@ -88,6 +88,10 @@ class MdetrJson:
   def __len__(self) -> int:
     return len(self._rows)
 
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every record's picture."""
+    return self._sizes[self._rows]
+
   def caption(self, index: int) -> str:
     """The text of a record, without its picture."""
     return self._captions[self._rows[index]]

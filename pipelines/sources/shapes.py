@@ -36,6 +36,7 @@ class ShapesConfig:
   size: tuple[int, int] = (128, 128)  # height, width in pixels
   max_size: tuple[int, int] | None = None  # given: height and width are drawn per scene from size..max_size
   length: int | None = None  # scenes in the split; None: LENGTHS
+  name: str = ""  # of this data set, for messages and counts; '': shapes_SPLIT
 
   def __post_init__(self):
     for field, known in (("split", SPLITS), ("task", TASKS), ("names", NAMES)):
@@ -63,7 +64,8 @@ class Shapes:
     if config is not None and options:
       raise ValueError(f"shapes: give a config or its fields, not both (fields: {', '.join(options)})")
     self.config = config or ShapesConfig(**options)
-    self.name, self.kind = f"shapes_{self.config.split}", self.config.task
+    self.name = self.config.name or f"shapes_{self.config.split}"
+    self.kind = self.config.task
     zero_shot = self.config.split == "zero_shot"
     self._pairs = frozenset(HELD_OUT + SEEN if zero_shot else SEEN)
     pairs = self.config.names == "pair"
@@ -73,6 +75,15 @@ class Shapes:
 
   def __len__(self) -> int:
     return self.config.length or LENGTHS[SPLITS.index(self.config.split)]
+
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every picture, 0 0 where they are drawn with the scene."""
+    return np.tile(np.int32(self.config.size if self.config.max_size is None else (0, 0)), (len(self), 1))
+
+  def caption(self, index: int) -> str:
+    """The text of a grounding example."""
+    scene = self.scene(index)
+    return write_caption(scene.things, min(scene.image.shape[:2]), self._rng(int(index), 1))[0]
 
   def _rng(self, index: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng((NAMESPACE, SPLITS.index(self.config.split), index, purpose))

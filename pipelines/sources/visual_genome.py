@@ -132,6 +132,10 @@ class VisualGenome:
   def __len__(self) -> int:
     return len(self._indices) if self.kind == "detection" else len(self._texts)
 
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every record's picture."""
+    return self._sizes[self._image_of(np.arange(len(self)))]
+
   def caption(self, index: int) -> str:
     """The phrase of a region."""
     return self._texts[index]

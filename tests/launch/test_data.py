@@ -152,6 +152,7 @@ def test_inspect_draws_boxes_masks_and_texts(tmp_path):
     (["shapes", "split"], "'split' is no OPTION=VALUE"),
     (["nothing"], "source 'nothing' is not known"),
     (["shapes", "split=test"], "split 'test' is not known"),
+    (["coco_json", "annotations=a.json"], "source 'coco_json': "),
   ],
 )
 def test_mistakes_are_named(tmp_path, capsys, words, message):

@@ -6,10 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
-from configs import finetune_coco
-from launch import cli, train
+from configs import demo, finetune_coco
+from glipv2_jax.train import checkpoint
+from launch import cli, experiment, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,6 +44,35 @@ def test_tokenizer_must_fit_the_variant(tmp_path, capsys):
   )
   assert cli.main(arguments(tmp_path, f"--config.data.tokenizer={vocabulary}")) == 1
   assert "605 tokens" in capsys.readouterr().err
+
+
+def test_changed_data_is_refused_on_resume_unless_stated(tmp_path):
+  def run(**changes):
+    config = demo.get_config("debug")
+    for name, value in changes.items():
+      setattr(config.data, name, value)
+    return experiment.from_tree(config.to_dict())
+
+  first = run()
+  record = {**first.record, "records": {"kinds": 7}}
+  meta = checkpoint.Meta(3, 6, 1.0, "demo", json.loads(json.dumps(record)), "unknown", {}, {})
+  with checkpoint.manager(tmp_path / checkpoint.FOLDER) as checkpoints:
+    checkpoint.save(checkpoints, {"a": jnp.zeros(2)}, meta)
+  train.check_data(first, record, tmp_path)
+  train.check_data(first, record, tmp_path / "fresh")
+  heavier = demo.get_config("debug").data.sources
+  heavier.kinds.weight = 0.5
+  for changes, records, message in (
+    ({"sources": heavier}, {"kinds": 7}, "up to step 3 on other data.*sources: .*'weight': 0.4.* -> .*'weight': 0.5"),
+    ({"batch": 4}, {"kinds": 7}, "batch: 2 -> 4"),
+    ({"seed": 1}, {"kinds": 7}, "seed: 0 -> 1.*accept_changed=True"),
+    ({}, {"kinds": 8}, "records: {'kinds': 7} -> {'kinds': 8}"),
+  ):
+    other = run(**changes)
+    with pytest.raises(ValueError, match=message):
+      train.check_data(other, {**other.record, "records": records}, tmp_path)
+    stated = run(**changes, accept_changed=True)
+    train.check_data(stated, {**stated.record, "records": records}, tmp_path)
 
 
 def glipv2(*words):

@@ -11,6 +11,7 @@ import pytest
 from glipv2_jax.losses import inter
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.schema import Embeddings
+from pipelines.concepts import concept_id
 
 IMAGES, REGIONS, TOKENS, DIM = 16, 6, 10, 8
 MESHES = {"(1,)": (1, 1), "(8,)": (8, 1), "(2, 4)": (2, 4)}
@@ -54,6 +55,11 @@ def example(seed=0, case="mixed"):
   if case == "no regions":
     counts[:] = 0
   ids = rng.integers(0, 5, IMAGES * (REGIONS + TOKENS)) * 700_000_001 // 5  # five classes that all data sets share
+  if case == "two data sets":  # that spell the same classes differently
+    spelled = ("Traffic_Light", "Dog", "tissue ", "cup", "Horse"), ("traffic light", "dog", "Tissue", "Cup", "horse")
+    numbers = np.array([[concept_id(name) for name in names] for names in spelled])
+    of_image = np.concatenate([np.repeat(np.arange(IMAGES) % 2, n) for n in (REGIONS, TOKENS)])
+    ids = numbers[of_image, rng.integers(0, 5, len(of_image))]
   region_concept, word_concept = np.split(ids.astype(np.int32), [IMAGES * REGIONS])
   word_concept = np.where(rng.random(IMAGES * TOKENS) < 0.6, word_concept, -1).reshape(IMAGES, TOKENS)
   valid = np.arange(REGIONS) < counts[:, None]
@@ -120,7 +126,7 @@ def test_the_twin_itself_against_loops():
   np.testing.assert_allclose(twin(*example())[0], total / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["mixed", "sentences", "nothing positive", "no regions"])
+@pytest.mark.parametrize("case", ["mixed", "two data sets", "sentences", "nothing positive", "no regions"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_value_and_gradient_equal_the_twin(mesh, form, case):
@@ -142,6 +148,33 @@ def test_padding_may_hold_anything():
   )
   clean = program(inter.InterConfig(pairs=4), None)(embeddings, known)
   jax.tree.map(np.testing.assert_array_equal, program(inter.InterConfig(pairs=4), None)(dirty, known), clean)
+
+
+def test_equal_names_of_two_data_sets_attract_each_other():
+  _, known = jax.tree.map(np.asarray, example(case="two data sets"))
+  same = known.region_concept[::2, :, None, None] == known.word_concept[1::2]  # regions of one, words of the other
+  assert (same & (known.region_concept[::2, :, None, None] >= 0)).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_matrix_of_all_pairs_exists(form):
+  """Not even for moments: no array of the program, forward or backward, is as large as a hundredth of it."""
+  images, cfg = 256, inter.InterConfig(form=form, pairs=4)
+  arguments = jax.tree.map(lambda x: np.zeros((images, *x.shape[1:]), x.dtype) if x.ndim > 1 else x, example())
+  with jax.set_mesh(make_mesh(8)):
+    program = jax.make_jaxpr(jax.value_and_grad(functools.partial(inter.cross_entropies, cfg)))(*arguments)
+  largest = max(x.size for x in arrays(program.jaxpr))
+  assert images * TOKENS * DIM <= largest < images * REGIONS * images * TOKENS / 100
+
+
+def arrays(jaxpr):
+  """What every equation computes, those inside loops and shard_map included."""
+  for equation in jaxpr.eqns:
+    yield from (x.aval for x in equation.outvars)
+    for value in equation.params.values():
+      for inner in value if isinstance(value, tuple | list) else (value,):
+        if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+          yield from arrays(getattr(inner, "jaxpr", inner))
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 64, 256])

@@ -28,7 +28,8 @@ class Machine:
     self.abstract = state.abstract_state(objective.init, optimizer, self.mesh, min_size=64)
     train_step = step.make_train_step(objective, optimizer, self.mesh, self.abstract)
     with jax.set_mesh(self.mesh):
-      self._step = train_step.lower(self.abstract, tiny.batch(0)).compile(compiler_options=QUICK)
+      compiled = train_step.lower(self.abstract, tiny.batch(0)).compile(compiler_options=QUICK)
+    self._step = lambda state, batch: compiled(state, batch, train_step.seed)
 
   def first_state(self):
     """Random numbers from NumPy, since compiling the network's own initialisation takes longer than this test."""

@@ -1,79 +1,47 @@
 """Real processes: a run that is killed at random moments, and stopped politely once, equals one that never was."""
 
-import json
-import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
-from glipv2_jax.train import checkpoint, metrics
+import pytest
 
-PROGRAM = pathlib.Path(__file__).with_name("train_toy.py")
-TIMES = ("images_per_second", "data_seconds", "seconds")
+from glipv2_jax.train import checkpoint
+from launch import hosts
+from tests.multiprocess.together import finish, lines, wait_for_step
+
 STEPS = 80
 
 
-def start(folder, cache):
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),  # so that only the first start compiles
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  return subprocess.Popen(
-    [sys.executable, str(PROGRAM), str(folder), str(STEPS)],
-    env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+@pytest.fixture
+def cached(tmp_path):
+  """Only the first start compiles."""
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  return lambda port, process: cache | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
-def lines(folder):
-  """Complete lines of the log, without clock times."""
-  path = folder / metrics.JSON_LINES
-  found = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
-  return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
-
-
-def wait_for_step(process, folder, step):
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline:
-    found = lines(folder)
-    if found and found[-1]["step"] >= step:
-      return
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.01)
-  raise AssertionError(f"no step {step} in {folder}")
-
-
-def finish(process):
-  output, errors = process.communicate(timeout=120)
-  assert process.returncode == 0, errors
-  return output.strip()
-
-
-def test_killed_and_stopped_runs_equal_one_that_never_was(tmp_path):
-  whole, parts, cache = tmp_path / "whole", tmp_path / "parts", tmp_path / "cache"
-  assert finish(start(whole, cache)) == f"finished {STEPS}"
+def test_killed_and_stopped_runs_equal_one_that_never_was(tmp_path, start, cached):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  statuses, last, errors = finish(start(whole, STEPS, 1, cluster=cached))
+  assert (statuses, last) == ([0], [f"finished {STEPS}"]), errors
 
   pick = random.Random()
   for begin in (1, 20):
-    process = start(parts, cache)
-    wait_for_step(process, parts, begin)
+    running = start(parts, STEPS, 1, cluster=cached)
+    wait_for_step(running, parts, begin)
     time.sleep(pick.uniform(0, 0.3))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    running[0].kill()
+    assert finish(running)[0] == [-signal.SIGKILL]
 
-  process = start(parts, cache)
-  wait_for_step(process, parts, 45)  # further than the killed runs can have come: a step takes 0.03 s or more
-  process.send_signal(signal.SIGTERM)
-  status, step = finish(process).split()
-  assert status == "stopped"
+  running = start(parts, STEPS, 1, cluster=cached)
+  wait_for_step(running, parts, 45)  # further than the killed runs can have come: a step takes 0.03 s or more
+  running[0].send_signal(signal.SIGTERM)
+  statuses, last, errors = finish(running)
+  status, step = last[0].split()
+  assert (statuses, status) == ([hosts.RESTART], "stopped"), errors
   assert checkpoint.read_meta(parts).step == int(step) == lines(parts)[-1]["step"] < STEPS
 
-  assert finish(start(parts, cache)) == f"finished {STEPS}"
+  statuses, last, errors = finish(start(parts, STEPS, 1, cluster=cached))
+  assert (statuses, last) == ([0], [f"finished {STEPS}"]), errors
   assert lines(parts) == lines(whole)
   assert [line["step"] for line in lines(whole)] == list(range(1, STEPS + 1))

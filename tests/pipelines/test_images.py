@@ -70,6 +70,30 @@ def test_cmyk_jpeg_keeps_its_colours():
   assert np.abs(out.astype(int) - colourful()).mean() < 4
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True, "quality": 30}, {"restart": 1}])
+def test_jpegs_decode_to_the_pixels_of_pillow(subsampling, options):
+  rng = np.random.default_rng(0)
+  picture = Image.fromarray(rng.integers(0, 255, (37, 51, 3), np.uint8)).resize((203, 149), Image.Resampling.BICUBIC)
+  options = {"restart_marker_rows": 1} if "restart" in options else options
+  for kind in (picture, picture.convert("L")):
+    data = encoded(kind, "JPEG", subsampling=subsampling, **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(images.decode(data), expected)
+    assert images.size_of(data) == (149, 203)
+    for enough, size in (((149, 203), (149, 203)), ((75, 102), (75, 102)), ((30, 30), (38, 51)), ((1, 1), (19, 26))):
+      assert images.decode(data, at_least=enough).shape[:2] == size
+    half = expected[:148, :202].reshape(74, 2, 101, 2, 3).mean((1, 3))
+    assert np.abs(images.decode(data, at_least=(75, 102))[:74, :101] - half).mean() < 8  # noise; another picture: 60
+
+
+def test_what_libjpeg_warns_about_is_left_to_pillow():
+  data = encoded(Image.fromarray(colourful(80, 80)), "JPEG")
+  odd = data[:-2] + b"\0" * 9 + data[-2:]  # bytes that belong to nothing
+  np.testing.assert_array_equal(images.decode(odd), np.asarray(Image.open(io.BytesIO(odd))))
+  assert refused(data[: len(data) // 2]) == "undecodable_image"
+
+
 def test_sixteen_bits_are_scaled():
   values = np.array([[0, 257, 32896], [65535, 65278, 200]], np.uint16)
   expected = np.array([[0, 1, 128], [255, 254, 1]], np.uint8)
@@ -155,3 +179,22 @@ def test_shrinking_is_antialiased():
   stripes[:, ::2] = 255
   small = images.fit((64, 64), (16, 16)).pixels(stripes)
   assert np.abs(small[:, 1:-1].astype(int) - 127).max() <= 16  # point sampling would give 0 or 255
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_fast_pixels(flipped):
+  """Growing: Pillow's pixels within rounding. Shrinking: close to them, and stripes do not turn into false ones."""
+  rng = np.random.default_rng(0)
+  smooth = np.asarray(Image.fromarray(rng.integers(0, 255, (12, 16, 3), np.uint8)).resize((96, 72), Image.BICUBIC))
+  for canvas, most, mean in (((144, 200), 1, 0.5), ((72, 96), 0, 0), ((50, 70), 30, 2), ((20, 30), 40, 4)):
+    geometry = images.fit((72, 96), canvas, flipped)
+    exact, fast = (geometry.pixels(smooth, fast).astype(int) for fast in (False, True))
+    assert fast.shape == (*canvas, 3) and np.abs(exact - fast).max() <= most and np.abs(exact - fast).mean() <= mean
+  data = encoded(Image.fromarray(smooth), "JPEG", quality=95)
+  geometry = images.fit((72, 96), (30, 40), flipped)
+  small = images.decode(data, at_least=geometry.size)
+  assert small.shape == (36, 48, 3)
+  assert np.abs(geometry.pixels(small, fast=True).astype(int) - geometry.pixels(smooth)).mean() < 4
+  stripes = np.zeros((64, 64, 3), np.uint8)
+  stripes[:, ::2] = 255
+  assert np.abs(images.fit((64, 64), (16, 16)).pixels(stripes, fast=True).astype(int) - 127).max() <= 16

@@ -72,6 +72,15 @@ def test_an_unlisted_kind_stays_and_draws_nothing():
   assert (labels == -100).all() and rng.random() == np.random.default_rng(0).random()
 
 
+def test_of_packed_captions_only_the_own_one_is_predicted_where_asked():
+  text = WORDS.encode("two circles. a red star. no ring. ")
+  own, cfg = (13, 23), dataclasses.replace(CFG, probability=1.0)  # "a red star"
+  for only, expected in ((False, range(1, int(text.tokens_valid.sum()) - 1)), (True, (4, 5, 6))):
+    options = dataclasses.replace(cfg, own_caption_only=only)
+    _, labels = masking.mask_words("grounding", text, named(), WORDS, options, np.random.default_rng(0), own)
+    assert np.flatnonzero(labels >= 0).tolist() == list(expected)
+
+
 @pytest.mark.parametrize("task", ["detection", "grounding"])
 def test_batches_hide_words_and_keep_the_rest(task):
   options = (("split", "train"), ("task", task), ("names", "kind"), ("size", (64, 64)))

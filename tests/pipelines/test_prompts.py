@@ -118,14 +118,47 @@ def test_background_is_drawn_only_on_request(shapes):
   assert ever(PromptConfig(draw_background=True))
 
 
-def test_all_classes_that_do_not_fit_are_dropped_with_their_boxes(shapes):
+def test_where_not_all_classes_fit_those_of_the_boxes_come_first(shapes):
   words = dataclasses.replace(shapes, max_tokens=8)  # room for three names and two full stops, one token stays free
   cfg = PromptConfig(mode="all", shuffle=False)
-  prompt, kept = prompts.detection_prompt(["red", "pink", "blue"], COLOURS, np.random.default_rng(0), words, cfg)
-  assert prompt.text == "red. green. blue" and kept.tolist() == [True, False, True]
-  named = prompts.name_boxes(prompt, words.encode(prompt.text), ["red", "pink", "blue"])
-  assert named.kept.tolist() == [True, False, True]
-  assert positions(named.positive_map) == [[1], [5]] and len(named.box_concept) == 2
+  for labels, text in (
+    (["blue", "pink", "blue"], "red. blue. pink"),
+    ([], "red. green. blue"),
+    (["pink", "red", "green", "blue"], "red. green. blue"),
+  ):
+    prompt, kept = prompts.detection_prompt(labels, COLOURS, np.random.default_rng(0), words, cfg)
+    assert prompt.text == text and kept.tolist() == [label in text for label in labels]
+    named = prompts.name_boxes(prompt, words.encode(prompt.text), labels)
+    assert named.kept.tolist() == kept.tolist() and len(named.box_concept) == kept.sum()
+  (chunk, *_), drawn = prompts.all_classes_prompts(COLOURS, words), set()
+  assert chunk.text == "red. green. blue"
+  for seed in range(40):  # shuffled: always the class of the box, and in time every other one
+    prompt, _ = prompts.detection_prompt(
+      ["pink"], COLOURS, np.random.default_rng(seed), words, dataclasses.replace(cfg, shuffle=True)
+    )
+    assert "pink" in prompt.text and prompt.text.count(".") == 2
+    drawn.update(name for name, _ in prompt.spans)
+  assert drawn == set(COLOURS)
+
+
+def test_a_background_class_is_no_negative(shapes):
+  classes = ("__background__", "red", "Background", "green")
+  cfg = PromptConfig(control_probabilities=(0, 0, 1.0, 0))
+  for seed in range(20):
+    prompt, _ = prompts.detection_prompt(["red"], classes, np.random.default_rng(seed), shapes, cfg)
+    assert sorted(prompt.text.split(". ")) == ["green", "red"]
+
+
+def test_remembered_names_are_encoded_as_the_whole_text(bert, clip, vocabularies):
+  for words in (bert, clip, dataclasses.replace(bert, max_tokens=40)):
+    for classes in vocabularies.values():
+      for cfg in (PromptConfig(), PromptConfig(mode="all", prefix="object detection : ")):
+        for seed in range(5):
+          rng = np.random.default_rng(seed)
+          prompt, _ = prompts.detection_prompt(classes[3:9], classes, rng, words, cfg)
+          fast, slow = prompt.encode(words), words.encode(prompt.text)
+          for field in ("tokens", "tokens_valid", "offsets", "truncated"):
+            np.testing.assert_array_equal(getattr(fast, field), getattr(slow, field), field)
 
 
 def test_tokens_that_were_cut_off_drop_the_box(shapes):

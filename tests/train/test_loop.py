@@ -101,6 +101,15 @@ def test_starting_from_the_parameters_of_another_run(tmp_path):
     train(tmp_path / "third", init_from=str(tmp_path / "absent"))
 
 
+def test_a_run_of_no_steps_is_what_others_start_from(tmp_path):
+  assert train(tmp_path / "start", total_steps=0).status == "finished"
+  assert steps(tmp_path / "start") == [0] and lines(tmp_path / "start") == []
+  assert train(tmp_path / "start", total_steps=0).step == 0  # again: nothing to do
+  for name, changes in (("same", {}), ("from", {"init_from": str(tmp_path / "start")})):
+    train(tmp_path / name, total_steps=1, **changes)
+  assert lines(tmp_path / "same") == lines(tmp_path / "from")
+
+
 def test_sigterm_finishes_the_step_and_saves(tmp_path):
   def data(start):
     for feed in tiny.data(start):
@@ -130,7 +139,7 @@ def test_divergence_names_step_and_term_and_leaves_no_bad_checkpoint(tmp_path):
       batch = feed.batch
       if start == 6:
         batch = dataclasses.replace(batch, image_size=batch.image_size * 0)
-      yield types.SimpleNamespace(batch=batch, skipped=(), reduced=())
+      yield types.SimpleNamespace(batch=batch, skipped=(), reduced=(), rows={"toy": 8})
 
   with pytest.raises(metrics.TrainingDiverged, match="step 6: .*other.* not finite"):
     train(tmp_path, data=data, objective=dataclasses.replace(toy.OBJECTIVE, loss=loss))

@@ -36,20 +36,22 @@ def read(folder):
 def test_lines_come_one_step_late_and_only_when_due(tmp_path):
   recording, files = recorder(tmp_path)
   for step in range(1, 5):
-    recording.step(step, values(step), images=8, data_seconds=0.25, notes={"canvas": [4, 6]})
+    rows, padding = {"a": 6, "b": step}, step / 10
+    recording.step(step, values(step), 8, 0.25, {"canvas": [4, 6]}, rows, padding)
   assert [line["step"] for line in read(tmp_path)] == [1, 2]  # step 4 runs
   recording.flush()
   files.close()
   lines = read(tmp_path)
   assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (4, 4.0)]
   assert lines[2]["data_seconds"] == 0.5 and lines[2]["canvas"] == [4, 6]
+  assert lines[2]["rows"] == {"a": 12, "b": 7} and lines[2]["padding"] == 0.35  # of steps 3 and 4
   assert lines[2]["images_per_second"] > 0 and lines[2]["seconds"] >= lines[0]["seconds"]
 
 
 def test_a_restart_cuts_the_log_back(tmp_path):
   recording, files = recorder(tmp_path, log_every=1)
   for step in range(1, 6):
-    recording.step(step, values(step), 8, 0.0, {})
+    recording.step(step, values(step), 8, 0.0, {}, {"a": 8}, 0.25)
     if step == 3:
       recording.flush()
       recording.evaluation(3, {"AP": 0.5})
@@ -59,7 +61,7 @@ def test_a_restart_cuts_the_log_back(tmp_path):
     file.write('{"step": 6, "lo')  # killed while writing
   recording, files = recorder(tmp_path, start=3, log_every=1)
   assert files.evaluated == {3}
-  recording.step(4, values(40), 8, 0.0, {})
+  recording.step(4, values(40), 8, 0.0, {}, {"a": 8}, 0.25)
   recording.flush()
   files.close()
   assert [(line["step"], line.get("loss"), line.get("eval")) for line in read(tmp_path)] == [
@@ -69,7 +71,7 @@ def test_a_restart_cuts_the_log_back(tmp_path):
 
 def test_tensorboard_events_are_written(tmp_path):
   recording, files = recorder(tmp_path, log_every=1)
-  recording.step(1, values(2.5), 8, 0.0, {"skipped": {"nan_box": 3}})
+  recording.step(1, values(2.5), 8, 0.0, {"skipped": {"nan_box": 3}}, {"a": 8}, 0.25)
   recording.flush()
   recording.evaluation(1, {"AP": 0.5})
   files.close()
@@ -84,9 +86,9 @@ def test_tensorboard_events_are_written(tmp_path):
 @pytest.mark.parametrize("name", ["box", "grad_norm"])
 def test_what_is_not_finite_is_named_with_its_step(tmp_path, name, value):
   recording, _ = recorder(tmp_path)
-  recording.step(5, values(1.0) | {name: jnp.float32(value)}, 8, 0.0, {})
+  recording.step(5, values(1.0) | {name: jnp.float32(value)}, 8, 0.0, {}, {"a": 8}, 0.25)
   with pytest.raises(metrics.TrainingDiverged, match=f"step 5: {name} not finite"):
-    recording.step(6, values(1.0), 8, 0.0, {})
+    recording.step(6, values(1.0), 8, 0.0, {}, {"a": 8}, 0.25)
   assert issubclass(metrics.TrainingDiverged, FloatingPointError)
 
 

@@ -1,17 +1,22 @@
 """How L_inter enters the objective: only with its head, and not at all at weight 0."""
 
+import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from configs import common
+from glipv2_jax.losses import grounding
 from glipv2_jax.losses.grounding import LossConfig
 from glipv2_jax.losses.inter import InterConfig
 from glipv2_jax.models.heads import InterHead
 from glipv2_jax.models.layers import Keys
-from glipv2_jax.train import objective
+from glipv2_jax.parallel.mesh import make_mesh
+from glipv2_jax.train import objective, optim, state, step
 from tests import tiny
 
 # Compiled faster: the code generator of XLA may not take its time.
@@ -42,6 +47,59 @@ def test_weight_zero_leaves_nothing_in_the_program():
   assert off - bare <= zeros and on > bare + 50
   parameters = jax.eval_shape(objective.grounding(with_head, LossConfig(WITHOUT)).init, jax.random.key(0))
   assert len(results) == 1 + 3 + len(jax.tree.leaves(parameters))
+
+
+@functools.cache
+def compiled(heads, terms):
+  """A whole training step of one device: (what it computes, FLOPs). Parameters and copies of them are no work."""
+  model = dataclasses.replace(tiny.model(), inter_dim=8, mlm=True) if heads else tiny.model()
+  weights = tuple((name, 1.0 if name in terms else 0.0) for name in grounding.TERMS)
+  task, mesh = objective.grounding(model, LossConfig(weights)), make_mesh(devices=jax.devices()[:1])
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  optimizer = optim.make_optimizer(tiny.optimizer_config(), shapes, 10, task.frozen)
+  abstract = state.abstract_state(task.init, optimizer, mesh)
+  batch = dataclasses.replace(tiny.batch(0), mlm_labels=tiny.batch(0).mlm_labels if "mlm" in terms else None)
+  with jax.set_mesh(mesh):
+    program = step.make_train_step(task, optimizer, mesh, abstract).lower(abstract, batch)
+    program = program.compile(compiler_options=QUICK)
+  work = collections.Counter(re.findall(r" = \S+ ([a-z\-]+)\(", program.as_text()))
+  idle = ("parameter", "copy", "tuple", "get-tuple-element", "bitcast")
+  return {name: count for name, count in work.items() if name not in idle}, program.cost_analysis()["flops"]
+
+
+@pytest.mark.slow
+def test_weight_zero_costs_nothing_in_the_compiled_step():
+  """Table 4, row 3: with the heads but weights of 0 the program is that of a network without them."""
+  assert compiled(True, common.TABLE_4["3"]) == compiled(False, common.TABLE_4["3"])
+  _, all_terms = compiled(True, common.TABLE_4["6"])
+  assert all_terms > 1.001 * compiled(True, common.TABLE_4["3"])[1]
+
+
+def test_the_first_two_rows_of_table_4():
+  """No term: no gradient and nothing to log. L_mlm alone: no anchor is assigned."""
+  model = dataclasses.replace(tiny.model(), mlm=True)
+  for row, values in (("1", ()), ("2", ("mlm",))):
+    weights = tuple((name, 1.0 if name in common.TABLE_4[row] else 0.0) for name in grounding.TERMS)
+    task = objective.grounding(model, LossConfig(weights))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+
+    def loss(params, batch, task=task):
+      targets, counts, info = task.targets(batch)
+      value, terms = task.loss(params, batch, targets, counts, None)
+      return value, (terms, info)
+
+    value, (terms, info) = jax.eval_shape(loss, params, tiny.batch(0))
+    assert value.shape == () and tuple(terms) == values and not info
+
+
+def test_heads_that_are_not_asked_are_frozen():
+  model = dataclasses.replace(tiny.model(), inter_dim=8, mlm=True)
+  terms = {"inter": (r"inter/.*",), "mlm": (r"mlm/.*",)}
+  common_part = set(objective.grounding(tiny.model(), LossConfig()).frozen)
+  for name, pattern in terms.items():
+    frozen = objective.grounding(model, LossConfig((("intra", 1.0), (name, 1.0)))).frozen
+    (other,) = (p for other, p in terms.items() if other != name)
+    assert set(frozen) - common_part == set(other) and not set(pattern) & set(frozen)
 
 
 def test_the_survey_sees_what_the_loss_sees():

@@ -1,0 +1,367 @@
+"""The host pipeline beside bare JPEG decoding and a PyTorch DataLoader, its memory and its start-up, as JSON.
+
+  python -m benchmarks.pipeline speed [--photos DIR] [--tokenizer vocab.txt] [--workers 2]
+  python -m benchmarks.pipeline padding
+  python -m benchmarks.pipeline memory [--examples 200000]
+  python -m benchmarks.pipeline index [--rows 10000000]
+
+speed: examples per second and core on JPEGs of COCO's sizes (photos of --photos cut to them, else noise), by stage and
+as a whole, with the prompts and canvases of pre-training. In the same run (a) decoding alone, at full size and with the
+fastest decoder: the limit; (b) torch.utils.data.DataLoader doing the same work with Pillow and transformers. Both give
+uint8 pictures on the same canvases, tokens and positive maps. With --workers both also run in so many processes.
+padding: the share of pixels without a picture for COCO's shapes, batches of one shape and mixed batches.
+memory: resident memory of this process and its worker over many examples.
+index: start-up, seeking and memory with a json-lines file of many rows. Every part runs in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import pathlib
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+
+import cv2
+import jax
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from benchmarks import torch_loader
+from configs import common
+from pipelines import build, images, mixture, prompts
+from pipelines.collate import collate
+from pipelines.prepare_example import Prepare
+from pipelines.words import load_words
+
+# Height, width and frequency of the most common sizes of COCO's pictures; together they are about its mix.
+COCO_SIZES = (
+  ((480, 640), 0.40),
+  ((427, 640), 0.27),
+  ((640, 480), 0.13),
+  ((640, 427), 0.08),
+  ((375, 500), 0.06),
+  ((360, 640), 0.03),
+  ((640, 640), 0.03),
+)
+CLASSES = 80
+BOXES = 7  # per picture
+QUALITY = 92  # about COCO's 160 kB per picture
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("part", choices=PARTS)
+  parser.add_argument("--photos", type=pathlib.Path, help="folder of JPEGs to make the pictures from")
+  parser.add_argument("--tokenizer", default="shapes")
+  parser.add_argument("--pictures", type=int, default=128)
+  parser.add_argument("--workers", type=int, default=0)
+  parser.add_argument("--seconds", type=float, default=10.0, help="of every measurement")
+  parser.add_argument("--examples", type=int, default=200_000)
+  parser.add_argument("--rows", type=int, default=10_000_000)
+  parser.add_argument("--out", type=pathlib.Path)
+  options = parser.parse_args(argv)
+  with tempfile.TemporaryDirectory() as folder:
+    report = {"part": options.part, **PARTS[options.part](pathlib.Path(folder), options)}
+  text = json.dumps(report, indent=2)
+  print(text)
+  if options.out:
+    options.out.write_text(text + "\n", encoding="utf-8")
+  return 0
+
+
+# Data.
+
+
+def write_coco(folder: pathlib.Path, pictures: int, photos: pathlib.Path | None, small: int = 0) -> build.SourceEntry:
+  """A COCO-format folder. `small`: squares of so many pixels instead of COCO's sizes."""
+  rng = np.random.default_rng(0)
+  files = sorted(photos.rglob("*.jpg")) if photos else []
+  content = {
+    "images": [],
+    "annotations": [],
+    "categories": [{"id": k + 1, "name": f"{'large small red blue'.split()[k % 4]} thing {k}"} for k in range(CLASSES)],
+  }
+  for i in range(pictures):
+    sizes, frequencies = zip(*COCO_SIZES, strict=True)
+    height, width = (small, small) if small else sizes[rng.choice(len(sizes), p=frequencies)]
+    pixels = _photo(files[i % len(files)], height, width) if files else _noise(rng, height, width)
+    (folder / f"{i}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, QUALITY, "RGB", "420"))
+    content["images"].append({"id": i, "file_name": f"{i}.jpg", "height": height, "width": width})
+    for _ in range(BOXES):
+      w, h = rng.uniform(0.05, 0.6, 2) * (width, height)
+      x, y = rng.random(2) * (width - w, height - h)
+      number = len(content["annotations"]) + 1
+      category = int(rng.integers(CLASSES)) + 1
+      content["annotations"].append({"id": number, "image_id": i, "category_id": category, "bbox": [x, y, w, h]})
+  (folder / "a.json").write_text(json.dumps(content))
+  return ("coco_json", 1.0, (("annotations", str(folder / "a.json")), ("images", str(folder))))
+
+
+def _photo(path: pathlib.Path, height: int, width: int) -> np.ndarray:
+  with Image.open(path) as picture:
+    return np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """Structure at all scales, like a photo's."""
+  out = np.full((height, width, 3), 128.0)
+  for cell in (4, 16, 64):
+    coarse = rng.normal(0, 6 * cell**0.5, (height // cell + 2, width // cell + 2, 3))
+    out += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+  return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def config(source: build.SourceEntry, tokenizer: str, **changes) -> build.DataConfig:
+  """As configs/common.py has it, with this source."""
+  c = common.base().data
+  given = dict(
+    sources=(source,), tokenizer=tokenizer, max_tokens=c.max_tokens, canvases=c.canvases, batch=16, pixels=c.pixels
+  )
+  return build.DataConfig(**given | changes)
+
+
+# Speed.
+
+
+def speed(folder: pathlib.Path, options: argparse.Namespace) -> dict:
+  source = write_coco(folder, options.pictures, options.photos)
+  files = [(folder / f"{i}.jpg").read_bytes() for i in range(options.pictures)]
+  cfg = config(source, options.tokenizer)
+  per_second = functools.partial(rate, seconds=options.seconds)
+  decode = {
+    "simplejpeg": per_second(map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), itertools.cycle(files))),
+    "opencv": per_second(map(_opencv, itertools.cycle(files))),
+    "pillow": per_second(map(_pillow, itertools.cycle(files))),
+  }
+  ours = {
+    name: per_second(_one_core(dataclasses.replace(cfg, **changes)), each=cfg.batch)
+    for name, changes in (
+      ("pretraining canvases", {}),
+      ("pretraining canvases, exact pixels", {"pixels": "exact"}),
+      ("canvases of COCO's size", {"canvases": common.landscape_and_portrait((480, 672))}),
+    )
+  }
+  torch_rates = {
+    "pretraining canvases": per_second(torch_loader.load(cfg, 0), each=cfg.batch),
+    "canvases of COCO's size": per_second(
+      torch_loader.load(dataclasses.replace(cfg, canvases=common.landscape_and_portrait((480, 672))), 0), each=cfg.batch
+    ),
+  }
+  report = {
+    "pictures": options.pictures,
+    "kilobytes_per_picture": round(sum(map(len, files)) / len(files) / 1000, 1),
+    "examples_per_second_and_core": {"decode": decode, "pipeline": ours, "torch": torch_rates},
+    "of_decoding": {name: round(value / decode["simplejpeg"], 2) for name, value in ours.items()},
+    "times_torch": {name: round(ours[name] / value, 2) for name, value in torch_rates.items()},
+    "milliseconds_by_stage": {
+      name: stages(dataclasses.replace(cfg, pixels=name), options.seconds) for name in ("fast", "exact")
+    },
+  }
+  if options.workers:
+    many = dataclasses.replace(cfg, workers=options.workers)
+    with build.train_batches(many) as batches:
+      pipeline = per_second(batches, each=cfg.batch, warm=4 * options.workers, clock=time.perf_counter)
+    torch_many = per_second(
+      torch_loader.load(cfg, options.workers), each=cfg.batch, warm=4 * options.workers, clock=time.perf_counter
+    )
+    report["examples_per_second_in_processes"] = {
+      "processes": options.workers, "pipeline": pipeline, "torch": torch_many, "times": round(pipeline / torch_many, 2),
+    }  # fmt: skip
+  return report
+
+
+def rate(
+  items: Iterable, seconds: float, each: int = 1, warm: int = 2, clock: Callable[[], float] = time.process_time
+) -> float:
+  """Items per second, times `each`: seconds of one core at work, or with time.perf_counter of the clock on the wall."""
+  items = iter(items)
+  for _ in range(warm):
+    next(items)
+  began, count = clock(), 0
+  while clock() - began < seconds:
+    next(items)
+    count += each
+  return round(count / (clock() - began), 1)
+
+
+def _opencv(data: bytes) -> np.ndarray:
+  return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _pillow(data: bytes) -> np.ndarray:
+  return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _one_core(cfg: build.DataConfig) -> Iterable:
+  """The batches of training, made one after the other in this thread."""
+  words = load_words(cfg.tokenizer, cfg.max_tokens)
+  sources = build.open_sources(cfg, words)
+  place = build.mix(cfg, sources)
+  examples = mixture.stream(place).map_with_index(Prepare(sources, words, cfg.prepare(), place))
+  batches = mixture.local_batches(
+    examples, functools.partial(collate, max_boxes=cfg.max_boxes), batch=cfg.batch, host=0, hosts=1
+  )
+  return (batches[n] for n in itertools.count())
+
+
+def stages(cfg: build.DataConfig, seconds: float) -> dict[str, float]:
+  """Milliseconds per example of every stage, each by itself on one core."""
+  words = load_words(cfg.tokenizer, cfg.max_tokens)
+  sources = build.open_sources(cfg, words)
+  place, prepare_cfg, fast = build.mix(cfg, sources), cfg.prepare(), cfg.pixels == "fast"
+  prepare = Prepare(sources, words, prepare_cfg, place)
+  places = [place(k) for k in range(4 * cfg.batch)]
+  examples = [sources[0][p.record] for p in places]
+  rng = np.random.default_rng(0)
+  geometries = [
+    images.fit(images.size_of(e.image), p.canvas, flipped=bool(i % 2)) for i, (e, p) in enumerate(zip(examples, places))
+  ]
+  enough = [geometry.size if fast else None for geometry in geometries]
+  decoded = [images.decode(e.image, at_least=size) for e, size in zip(examples, enough)]
+  ready = [prepare(k, p) for k, p in enumerate(places[: cfg.batch])]
+  host = collate(ready, cfg.max_boxes)
+  device = jax.devices()[0]
+
+  def per_example(step: Callable[[int], object], count: int = len(places), each: int = 1) -> float:
+    return round(1000 / rate(map(step, itertools.cycle(range(count))), seconds / 5, each), 3)
+
+  classes = sources[0].classes
+  return {
+    "order": per_example(place),
+    "read": per_example(lambda i: sources[0][places[i].record]),
+    "prompt": per_example(lambda i: prompts.prompt_example(examples[i], classes, rng, words, cfg.prompt)),
+    "decode": per_example(lambda i: images.decode(examples[i].image, at_least=enough[i])),
+    "resize": per_example(lambda i: geometries[i].pixels(decoded[i], fast)),
+    "collate": per_example(lambda i: collate(ready, cfg.max_boxes), each=cfg.batch),
+    "transfer": per_example(
+      lambda i: jax.block_until_ready(jax.device_put(host.batch, device, may_alias=False)), each=cfg.batch
+    ),
+  }
+
+
+# Padding.
+
+
+def padding(folder: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Exact arithmetic on sizes: no picture is read."""
+  del folder
+  rng = np.random.default_rng(0)
+  sizes, frequencies = zip(*COCO_SIZES, strict=True)
+  drawn = np.array(sizes, np.int32)[rng.choice(len(sizes), size=20_000, p=frequencies)]
+  former = common.landscape_and_portrait((480, 832), (560, 960), (640, 1088), (720, 1216), (800, 1344))
+  canvases = config(("shapes", 1.0, ()), options.tokenizer).canvases
+
+  def share(canvases: tuple, known: np.ndarray | None) -> float:
+    place = mixture.Mixture([len(drawn)], [1.0], canvases, 16, 0, sizes=lambda source: known)
+    filled = total = 0
+    for k in range(16 * 1000):
+      found = place(k)
+      filled += np.prod(images.fit(tuple(drawn[found.record].tolist()), found.canvas).size)
+      total += np.prod(found.canvas)
+    return round(float(1 - filled / total), 3)
+
+  return {
+    "canvases of configs/common.py, batches of one shape": share(canvases, drawn),
+    "the same, sizes unknown": share(canvases, None),
+    "canvases of the authors' longest sides, batches of one shape": share(former, drawn),
+  }
+
+
+# Memory.
+
+
+def resident() -> float:
+  """MiB of this process and its children, what they share counted once each."""
+  pids = [str(pathlib.Path("/proc/self").resolve().name)]
+  for task in pathlib.Path("/proc/self/task").iterdir():
+    pids += (task / "children").read_text().split()
+  kilobytes = 0
+  for pid in pids:
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+  return round(kilobytes / 1024, 1)
+
+
+def memory(folder: pathlib.Path, options: argparse.Namespace) -> dict:
+  """Small pictures, so that many pass; one worker process, as in training."""
+  source = write_coco(folder, 200, None, small=64)
+  cfg = config(source, options.tokenizer, canvases=((64, 64),), batch=100, workers=1)
+  curve, began = {}, time.perf_counter()
+  with build.train_batches(cfg) as batches:
+    for n in range(options.examples // cfg.batch):
+      next(batches)
+      if n % max(1, options.examples // cfg.batch // 20) == 0:
+        curve[(n + 1) * cfg.batch] = resident()
+    curve[options.examples] = resident()
+  seconds = time.perf_counter() - began
+  values = list(curve.values())
+  half = len(values) // 2
+  return {
+    "examples": options.examples,
+    "seconds": round(seconds, 1),
+    "mebibytes": curve,
+    "growth_in_second_half": round(values[-1] - values[half], 1),
+  }
+
+
+# Start-up.
+
+
+def index(folder: pathlib.Path, options: argparse.Namespace) -> dict:
+  """A grounding set in ODVG's json lines; one row in a thousand is written by itself, the others repeat it."""
+  Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "0.jpg")
+  line = {
+    "filename": "0.jpg", "height": 64, "width": 64,
+    "grounding": {
+      "caption": "a red circle left of a blue square", "regions": [
+        {"phrase": "a red circle", "bbox": [1, 1, 30, 30], "tokens_positive": [[0, 12]]},
+        {"phrase": "a blue square", "bbox": [20, 20, 60, 60], "tokens_positive": [[21, 34]]},
+      ]
+    },
+  }  # fmt: skip
+  block = (json.dumps(line) + "\n").encode() * 1000
+  path = folder / "rows.jsonl"
+  with path.open("wb") as file:
+    for _ in range(options.rows // 1000):
+      file.write(block)
+  before, began = resident(), time.perf_counter()
+  entry = ("odvg_jsonl", 1.0, (("annotations", str(path)), ("images", str(folder))))
+  cfg = config(entry, "shapes", max_tokens=64, canvases=((64, 64),))
+  with build.train_batches(cfg) as batches:
+    next(batches)
+  first = time.perf_counter() - began
+  began = time.perf_counter()
+  middle = options.rows // 2 // cfg.batch
+  words = load_words("shapes", 64)
+  sources = build.open_sources(cfg, words)
+  opened = time.perf_counter() - began
+  began = time.perf_counter()
+  with build.train_batches(cfg, start_step=middle, words=words, sources=sources) as batches:
+    next(batches)
+  return {
+    "rows": options.rows,
+    "file_gigabytes": round(path.stat().st_size / 1e9, 2),
+    "seconds_to_first_batch": round(first, 2),
+    "seconds_to_open": round(opened, 2),
+    "seconds_to_a_batch_in_the_middle": round(time.perf_counter() - began, 3),
+    "mebibytes_before": before,
+    "mebibytes": resident(),
+    "index_bytes_per_row": round(_pickled(sources[0]) / options.rows, 2),
+  }
+
+
+def _pickled(source: object) -> int:
+  return len(pickle.dumps(source))
+
+
+PARTS = {"speed": speed, "padding": padding, "memory": memory, "index": index}
+
+if __name__ == "__main__":
+  sys.exit(main())
