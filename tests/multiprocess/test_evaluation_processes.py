@@ -61,8 +61,9 @@ def same(report, expected, folder, other):
   for name in FILES:
     assert (folder / name).read_text() == (other / name).read_text(), name
   for name, metrics in expected["sources"].items():
+    files = {"annotations": str(folder / f"{name}.truth.json"), "predictions": str(folder / f"{name}.json")}
     ours = report["sources"][name]
-    assert {**ours, "seconds": 0} == {**metrics, "seconds": 0}
+    assert {**ours, "seconds": 0} == {**metrics, "seconds": 0, **files}  # each names its own files
 
 
 def test_two_processes_write_and_report_what_one_does(alone):
