@@ -10,10 +10,11 @@ demo: export XLA_FLAGS := --xla_llvm_disable_expensive_passes=true $(XLA_FLAGS)
 demo: $(VENV)/.demo
 	$(BIN)/python -m launch.demo --workdir runs/demo
 
+# Two test files at a time: most of the time is compilation, which uses one core. More of them need more memory each.
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -28,7 +29,7 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("glipv2_jax needs Python 3.11 or newer, %s is %s: make PYTHON=python3.11" % (sys.executable, sys.version.split()[0])) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
-	[ $* != dev ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps jax2onnx
+	@[ $* != dev ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps jax2onnx
 	@touch $@
 
 clean:

@@ -46,7 +46,7 @@ def base() -> config_dict.ConfigDict:
   c.model.variant = "glip_t"
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
-  c.model.deform = "auto"
+  c.model.deform = "gather"
   c.model.loop = False
   c.model.remat = ("dyconv",)
   c.model.mlm = False  # the head of L_mlm

@@ -43,10 +43,7 @@ class Reader:
 
 
 def form(name: str) -> Callable[..., jax.Array]:
-  """The function of a `ModelConfig.deform`; 'auto' looks at the mesh that is set while the program is traced."""
-  if name == "auto":
-    mesh = jax.sharding.get_abstract_mesh()
-    name = "windows" if not mesh.empty and mesh.abstract_device.platform == "tpu" else "gather"
+  """The function of a `ModelConfig.deform`."""
   return {"gather": deform.deform_convs, "windows": deform_convs}[name]
 
 

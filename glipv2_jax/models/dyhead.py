@@ -123,7 +123,7 @@ class DyReLU(nnx.Module):
 class DyConv(nnx.Module):
   """Five maps b h w d -> five maps b h w d, float32. Branches: 0 from the coarser level, 1 the same, 2 the finer."""
 
-  def __init__(self, cfg: HeadConfig, *, dtype, rngs: nnx.Rngs, deform: str = "auto"):
+  def __init__(self, cfg: HeadConfig, *, dtype, rngs: nnx.Rngs, deform: str = "gather"):
     self.offset = conv(cfg.channels, 3 * TAPS, 3, padding=1, dtype=dtype, rngs=rngs)
     self.branches = nnx.List(Branch(cfg.channels, rngs=rngs) for _ in range(3))
     self.scale_attention = Linear(cfg.channels, 1, dtype=jnp.float32, kernel_init=normal_01, rngs=rngs)

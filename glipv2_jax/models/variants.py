@@ -6,7 +6,7 @@ Numbers: reference 1.1 (GLIP A, B, C, L), 11.5 (GLIPv2 T, B, H).
 import dataclasses
 
 REMAT = ("swin", "text", "dyconv")
-DEFORM = ("auto", "gather", "windows")
+DEFORM = ("gather", "windows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ModelConfig:
   # Options that are not part of the network's identity; launch code replaces them.
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
   mask_padding: bool = False  # True: padded pixels and cells take no part (not checkpoint-exact with the authors)
-  deform: str = "auto"  # deformable convolution by 'gather' or 'windows' (deform_windows.py); auto: 'windows' on TPU
+  deform: str = "gather"  # deformable convolution by 'gather' (deform.py) or 'windows' (deform_windows.py)
   loop: bool = False  # equal layers as loops of the program: compiles in a fraction of the time, copies parameters
   remat: tuple[str, ...] = ()  # parts of REMAT recomputed in the backward pass (fusion.py always does it)
 

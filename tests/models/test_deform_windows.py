@@ -68,11 +68,9 @@ def test_readers_find_the_maps_again():
   assert deform_windows.readers([places((4, 1), 2, (7, 2), 0)])[0].stride == 2
 
 
-def test_the_mesh_decides():
-  assert deform_windows.form("auto") is deform.deform_convs  # no mesh
-  with jax.set_mesh(make_mesh()):
-    assert deform_windows.form("auto") is deform.deform_convs  # a mesh of CPUs
-    assert deform_windows.form("windows") is deform_windows.deform_convs
+def test_the_configuration_decides():
+  assert deform_windows.form("gather") is deform.deform_convs
+  assert deform_windows.form("windows") is deform_windows.deform_convs
 
 
 def test_on_a_mesh_every_device_works_alone():
