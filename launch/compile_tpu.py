@@ -17,9 +17,6 @@ The report, JSON:
   not_estimated      what the compiler gives no cycles for; it counts with the time its bytes need ('floor_cycles')
   estimated_seconds, mfu   of a step, collectives and copies running beside the computation; mfu = model / (time x peak)
   collectives        number and bytes per chip by kind; all_gathers: every one, with the part it belongs to
-GPUs: --topology=h100:8, or hosts x GPUs, h100:4x8, with the extra `cuda` and without a GPU: memory, FLOPs and
-collectives. That compiler estimates no cycles, so there are no seconds and no MFU; nor does it try variants of
-kernels on the GPU that is not there, so the figures are those of its defaults. Other GPUs are not described yet.
 """
 
 import json
@@ -112,7 +109,7 @@ def report(experiment: Experiment, topology: str, images: int, save: pathlib.Pat
   costs = profile.profile(text, chip, model_flops(experiment) * images)
   memory = profile.memory(compiled.memory_analysis(), chip)
   found = {**head, "fits": memory["peak"] <= memory["limit"], "compile_seconds": round(seconds), "memory": memory}
-  if not found["fits"]:  # the compiler for GPUs does not mind
+  if not found["fits"]:
     return {**found, "why": "the program needs more memory than there is"}
   return {**found, **costs}
 
@@ -153,7 +150,7 @@ def summary(found: dict[str, Any]) -> str:
   memory, cycles = found["memory"], found["estimated_cycles"] + found["floor_cycles"]
   lines = [
     f"{name}: peak {memory['peak'] / 2**30:.2f} of {memory['limit'] / 2**30:.2f} GiB, "
-    + (f"{found['estimated_seconds'] * 1e3:.0f} ms, MFU {found['mfu']:.1%}" if found["mfu"] else "time not estimated")
+    f"{found['estimated_seconds'] * 1e3:.0f} ms, MFU {found['mfu']:.1%}"
   ]
   for part, costs in found["parts"].items():
     share = (costs["cycles"] + costs["floor_cycles"]) / max(cycles, 1)

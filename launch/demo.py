@@ -1,6 +1,6 @@
 """`make demo`: pre-trains configs/demo.py on the embedded data, scores it on held-out scenes and shows what it sees.
 
-Writes into the run folder: metrics.json (AP, AP50, R@1, steps, seconds, images_per_second, ...),
+Writes into the run folder: metrics.json (AP, AP50, grounding_recall_at_1, steps, seconds, images_per_second, ...),
 loss.png and sheet.png. Interrupted and started again it goes on where it was.
 """
 
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
   metrics = json.loads((workdir / train.METRICS).read_text())
   summary = {
     **metrics,
+    "grounding_recall_at_1": metrics["R@1"],
     "steps": result.step,
     "seconds": round(result.seconds, 1),  # training and evaluation, earlier starts included
     "images_per_second": round(result.step * run.data.batch / training_seconds(workdir), 2),
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
   pictures = workdir / "sheet.png"
   sheet(run, workdir).save(pictures)
 
-  shown = ("AP", "AP50", "R@1", "steps", "seconds", "images_per_second")
+  shown = ("AP", "AP50", "grounding_recall_at_1", "steps", "seconds", "images_per_second")
   print("\n" + "\n".join(f"{name:<22} {summary[name]:.3f}" for name in shown))
   print(f"this start took {time.monotonic() - began:.0f} s")
   print(f"numbers: {workdir / train.METRICS}\nlosses:  {curve}\npictures: {pictures}")

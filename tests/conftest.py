@@ -6,10 +6,13 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import jax
 import pytest
 from absl import flags
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow one is no failure
+hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_num_cpu_devices", 8)
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags

@@ -43,11 +43,10 @@ def part_of(trace: tuple[str, ...]) -> str:
 def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
   """JSON-able report of one chip's share of a step. `model_flops`: what the step has to compute on this chip.
 
-  Seconds (None where the compiler estimates none, on GPUs): the cycles, and for the instructions that have no estimate
-  (gathers, scatters, sorts, foreign kernels; listed under 'not_estimated') at least the time that their bytes take
-  through the HBM. Collectives and asynchronous copies are taken to run beside the computation; their bytes are listed.
-  Of a condition the cheaper branch counts; 'at_most' says what the dearer ones come to (places of the deformable
-  convolution that leave their windows in every stage).
+  Seconds: the cycles, and for the instructions that have no estimate (gathers, scatters, sorts, foreign kernels; listed
+  under 'not_estimated') at least the time that their bytes take through the HBM. Collectives and asynchronous copies
+  are taken to run beside the computation; their bytes are listed. Of a condition the cheaper branch counts; 'at_most'
+  says what the dearer ones come to (places of the deformable convolution that leave their windows in every stage).
   """
   program = hlo.Program(text)
   uses = program.uses()
@@ -66,14 +65,13 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
 
   def totals(cycles, floors):
     total, floor = sum(cycles.values()), round(sum(floors.values()))
-    seconds = (total + floor) / chip.hertz if chip.hertz else None
-    return {"estimated_cycles": total, "floor_cycles": floor, "estimated_seconds": seconds}
+    return {"estimated_cycles": total, "floor_cycles": floor, "estimated_seconds": (total + floor) / chip.hertz}
 
   found = totals(cycles, floors)
   seconds = found["estimated_seconds"]
   return {
     **found,
-    "mfu": model_flops / (seconds * chip.flops) if seconds else None,
+    "mfu": model_flops / (seconds * chip.flops),
     "at_most": totals(*_cycles(program, program.uses(costly=True), chip)[:2]),
     "flops": {"model": model_flops, "compiled": sum(flops.values())},
     "parts": {
@@ -98,7 +96,7 @@ def _cycles(program: hlo.Program, uses: list[hlo.Use], chip: Chip):
     part = part_of(program.source(use))
     if use.instruction.cycles is not None:
       cycles[part] += use.times * use.instruction.cycles
-    elif chip.hertz and (kind := _silent_kind(program, use)) is not None:
+    elif (kind := _silent_kind(program, use)) is not None:
       size = program.bytes_in(use) + hlo.shape_bytes(use.instruction.shape)
       _count(silent, kind, use.times, size)
       floors[part] += use.times * size / chip.bandwidth * chip.hertz

@@ -56,8 +56,9 @@ def test_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_the_largest_canvas_counts():
-  full = experiment.from_tree(pretrain.get_config("t").to_dict())
-  assert compile_tpu.canvas(full) == (800, 1344)
+  config = pretrain.get_config("t")
+  config.data.canvases = ((480, 832), (800, 1344), (1344, 800), (560, 960))
+  assert compile_tpu.canvas(experiment.from_tree(config.to_dict())) == (800, 1344)
 
 
 def test_slices_that_do_not_exist():

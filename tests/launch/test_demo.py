@@ -24,7 +24,7 @@ def test_the_demo_writes_numbers_curve_and_sheet(tmp_path):
   run = tmp_path / "run"
   shown = demo(run, tmp_path / "cache")
   metrics = json.loads((run / "metrics.json").read_text())
-  for name in ("AP", "AP50", "R@1"):
+  for name in ("AP", "AP50", "grounding_recall_at_1"):
     assert 0 <= metrics[name] <= 1
   assert metrics["steps"] == 2 and metrics["seconds"] > 0 and metrics["images_per_second"] > 0
   for file in ("metrics.json", "loss.png", "sheet.png"):

@@ -50,7 +50,7 @@ def machine(tmp_path):
 
     def __call__(self, script, *arguments, **environment):
       process = self.start(script, *arguments, **environment)
-      output, _ = process.communicate(timeout=60)
+      output, _ = process.communicate(timeout=300)
       return process.returncode, output, self.calls()
 
   return Machine()
@@ -105,7 +105,7 @@ def test_restart_hands_sigterm_on_and_waits_for_the_checkpoint(machine):
   process = machine.start("restart.sh", "glipv2")
   wait_for(machine.folder / "on")
   process.send_signal(signal.SIGTERM)
-  assert process.communicate(timeout=60) and process.returncode == 75
+  assert process.communicate(timeout=300) and process.returncode == 75
   assert machine.calls() == ["glipv2 "]
 
 
@@ -131,7 +131,7 @@ def test_slurm_waits_for_the_checkpoint_after_sigterm(machine):
   step = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
   for pid in (process.pid, *map(int, step)):  # Slurm signals the batch script and the processes
     os.kill(pid, signal.SIGTERM)
-  process.communicate(timeout=60)
+  process.communicate(timeout=300)
   assert process.returncode == 75 and machine.calls()[1:] == ["scontrol requeue 7"]
 
 

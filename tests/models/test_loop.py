@@ -13,6 +13,7 @@ from glipv2_jax.train.state import RUN_ONCE
 from tests import tiny
 
 
+@pytest.mark.slow  # minutes of compilation on two slow cores
 @pytest.mark.parametrize("kind", ["bert", "clip"])
 def test_loops_change_nothing(kind):
   """With dropout and stochastic depth: every layer gets its own key and rate."""
@@ -23,7 +24,8 @@ def test_loops_change_nothing(kind):
     text=dataclasses.replace(cfg.text, kind=kind, layers=2, dropout=0.1),
     head=dataclasses.replace(cfg.head, stages=2, fusion_dropout=0.1),
   )
-  params, batch = glipv2.init_params(cfg, jax.random.key(0)), tiny.batch(0, rows=2)
+  make = jax.jit(lambda key: glipv2.init_params(cfg, key), compiler_options=RUN_ONCE)
+  params, batch = make(jax.random.key(0)), tiny.batch(0, rows=2)
 
   def value_and_gradient(cfg):
     def loss(params):

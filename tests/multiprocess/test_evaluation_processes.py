@@ -37,7 +37,7 @@ def start(count, folder, die=""):
     for i in range(count)
   ]
   try:
-    errors = [process.communicate(timeout=600)[1] for process in running]
+    errors = [process.communicate(timeout=900)[1] for process in running]
   finally:
     for process in running:
       process.kill()

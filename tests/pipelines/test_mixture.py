@@ -336,7 +336,7 @@ def test_a_program_that_does_not_close_ends_quietly(tmp_path, workers):
   (tmp_path / "program.py").write_text(PROGRAM.format(workers=workers))
   env = os.environ | {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(
-    [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=120, env=env
+    [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=600, env=env
   )
   assert done.returncode == 0 and done.stderr == ""
   assert done.stdout.split()[1] == "0"

@@ -112,7 +112,7 @@ source = open_source('tfds_data', data={prepared!r})
 assert len(source[0].image) > 50
 assert not any(m.split('.')[0] == 'tensorflow' for m in sys.modules)
 """
-  subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+  subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
 
 
 FEATURES = {

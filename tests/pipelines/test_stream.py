@@ -97,28 +97,22 @@ BROKEN = {  # reason -> what happens to the picture's file
 }
 
 
+# dialect -> which of its pictures, in order of the names: one that its records show and its start does not look for
+BREAKABLE = dict(mdetr=1, flickr=1, odvg=1, coco=2, lvis=3, openimages=2, genome=2, voc=1, phrasecut=2, refcoco=2)
+
+
 @pytest.mark.parametrize("reason", BROKEN)
-@pytest.mark.parametrize("name", ["mdetr", "coco", "openimages", "phrasecut", "odvg"])
+@pytest.mark.parametrize("name", BREAKABLE)
 def test_broken_pictures_are_passed_over_alike_everywhere(tmp_path, name, reason):
   kind, write, options = EVERY[name]
   options = write(tmp_path) | options
   entry = (kind, 1.0, tuple({**options, "name": name}.items()))
+  assert not any(batch.skipped for batch in read(config([entry]), 4))
   pictures = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".png", ".jpg"))
-  if len(pictures) < 2:
-    pytest.skip("one picture only: nothing would be left")
-  healthy = read(config([entry]), 2)
-  assert not any(batch.skipped for batch in healthy)
-  used = {info.image_id for batch in healthy for info in batch.info}
-  if len(used) < 2:
-    pytest.skip("the records share one picture: nothing would be left")
-  BROKEN[reason](pictures[-1])
-  try:
-    batches = read(config([entry]), 4)
-  except (ValueError, OSError) as error:  # it is the picture by which the source is checked at start-up
-    assert str(tmp_path) in str(error)
-    return
+  BROKEN[reason](pictures[BREAKABLE[name]])
+  batches = read(config([entry]), 4)
   found = {pair for batch in batches for pair in batch.skipped}
-  assert {r for r, _ in found} <= {reason} and all(record.startswith(f"{name}/") for _, record in found)
+  assert {r for r, _ in found} == {reason} and all(record.startswith(f"{name}/") for _, record in found)
   halves = [read(config([entry]), 4, host=host, hosts=2) for host in range(2)]
   for whole, first, second in zip(batches, *halves, strict=True):
     assert whole.info == first.info + second.info and whole.skipped == first.skipped + second.skipped
