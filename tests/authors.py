@@ -73,7 +73,8 @@ def params(cfg: ModelConfig) -> dict:
 
 
 def network(cfg: ModelConfig) -> nnx.Module:
-  return nnx.merge(graphdef(cfg), jax.tree.map(jnp.asarray, params(cfg)))
+  """With weights of the compute dtype: float32, in the float64 tests float64."""
+  return nnx.merge(graphdef(cfg), jax.tree.map(lambda x: jnp.asarray(x, cfg.compute_dtype), params(cfg)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,7 +117,7 @@ def check(ours: dict, golden: dict, tolerance: float, pattern: str = ".*") -> di
   for key, theirs in golden.items():
     name, window, step = re.fullmatch(r"(.*?)(\[.*\])?(?:@s(\d+))?", key).groups()
     if name in ours and re.fullmatch(pattern, name):
-      value = cut(np.asarray(ours[name], np.float32), window, step)
+      value = cut(np.asarray(ours[name], np.float64), window, step)
       assert value.shape == theirs.shape, key
       differences[key] = float(np.abs(value - theirs).max() / np.abs(theirs).max())
   assert differences, f"no golden array is named {pattern}"

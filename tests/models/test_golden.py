@@ -1,16 +1,19 @@
 """The network against numbers from the authors' code: same weights (made from names alone), same pictures and texts.
 
 Each layer alone is held to 1e-5 of its largest value. From end to end rounding adds up, most on the smallest maps (two
-to six cells): the largest difference of tower and head is 6.4e-5 (glip_t), 9.4e-5 (clip_text) and 1.7e-4 (glip_l). The
-recorded float32 has as much of it as ours: the distance of theirs to this network in float64 is 4.8e-5, 4.7e-5 and
-2.2e-4, and per tensor it equals, in seven digits, the one that the authors' code has between its own float32 and
-float64 (all whole tensors of glip_t, bbox_reg_p3 of glip_l), so in float64 the networks are the same. No float32
-network can be sure to come closer to the recording of glip_l than the 2.2e-4 that it is itself away.
+to six cells): the largest difference of tower and head is 6.4e-5 (glip_t), 9.4e-5 (clip_text), and 1.7e-4 or 3.5e-4
+(glip_l, on two kinds of processor). The recorded float32 has as much of it as ours: the distance of theirs to this
+network in float64 is 4.8e-5, 4.7e-5 and 2.2e-4, and where the authors' code was also run in float64 it is the distance
+between its own two runs, so in float64 the networks are the same (test_in_float64). Two float32 networks that are each
+2.2e-4 from the exact one can be twice that apart: this is what glip_l is held to in float32, and to 2.2e-4 in float64.
 """
 
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,9 @@ from glipv2_jax.models import variants
 from glipv2_jax.schema import Outputs
 from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, train_batch, weight
 
-LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 2.5e-4}
+LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 4.4e-4}
+# bbox_reg_p3 of GLIP-L, recorded whole: the authors' code in float32 against itself in float64.
+AUTHORS_ROUNDING = 3.139299504977354e-05
 FIRST_STAGE = r"tower/0[012]_.*|dyconv0/.*"
 CLIP = dataclasses.replace(variants.get("glip_t"), text=variants.CLIP_BASE)
 
@@ -129,8 +134,8 @@ def check_detections(outputs, golden, cfg, box_tolerance, score_tolerance):
     assert not free.any(), (b, labels[~same.any(1)], scores[~same.any(1)], ours.scores[free])
 
 
-def compare(case, cfg, text):
-  """One recorded case of a fused network, from pixels and token ids to detections."""
+def compare(case, cfg, text, tolerance):
+  """One recorded case of a fused network, from pixels and token ids to detections; the differences by array."""
   golden, model = load(case), network(cfg)
   tokens, valid = jnp.asarray(golden["tokens"]), golden["tokens_valid"]
   found, maps, levels = backbone(model, pixels(golden, cfg))
@@ -140,18 +145,18 @@ def compare(case, cfg, text):
   layer_name = {bert: "BertEncoderLayer", clip: "CLIPTransformerLayer"}[text]
   found, levels, words = tower(model, levels, words, valid, layer_name)
   report |= check(found, golden, LAYER, FIRST_STAGE)
-  tolerance = END_TO_END.get(case, END_TO_END["glip_t"])
   report |= check(found, golden, tolerance)  # fuse0 is recovered by a division by gamma, deep stages add up
   found, outputs = head(model, levels, words)
   report |= check(found, golden, tolerance)
   check_detections(outputs, golden, cfg, 0.05, 1e-4)
   print(case, {key: f"{value:.1e}" for key, value in report.items()})
+  return report
 
 
 @pytest.mark.parametrize("case", ["pair", "odd"])
 def test_glip_t(case):
   """`odd`: sizes that no stride divides, and a text that fills all 256 tokens."""
-  compare(case, variants.get("glip_t"), bert)
+  compare(case, variants.get("glip_t"), bert, END_TO_END["glip_t"])
 
 
 def test_head_alone():
@@ -167,11 +172,23 @@ def test_head_alone():
 
 def test_clip_text():
   """The pre-LN text encoder, and its layer inside the tower."""
-  compare("clip_text", CLIP, clip)
+  compare("clip_text", CLIP, clip, END_TO_END["clip_text"])
 
 
 def test_glip_l():
-  compare("glip_l", variants.get("glip_l"), bert)
+  compare("glip_l", variants.get("glip_l"), bert, END_TO_END["glip_l"])
+
+
+@pytest.mark.slow
+def test_in_float64():
+  """GLIP-L without rounding of ours: what is left is the recording's, as large as the authors' code measured it."""
+  environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+  program = [sys.executable, "-m", "tests.models.golden_float64"]
+  done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["head/bbox_reg_p3"] == pytest.approx(AUTHORS_ROUNDING, rel=1e-3)
+  assert max(found.values()) < 2.25e-4
 
 
 def test_glip_a():
