@@ -24,6 +24,7 @@ from glipv2_jax.infer import Detections, ImageDetections, InferConfig
 from glipv2_jax.models import glipv2
 from glipv2_jax.models.glipv2 import TextFeatures
 from glipv2_jax.models.variants import ModelConfig
+from glipv2_jax.parallel.jit import Jitted
 from glipv2_jax.parallel.mesh import batch_sharding, replicated, to_global
 from glipv2_jax.parallel.rules import FSDP, Rules, shardings
 from glipv2_jax.schema import Batch
@@ -61,10 +62,10 @@ class Predictor:
   def __init__(self, model: ModelConfig, cfg: InferConfig, mesh: Mesh):
     self.model, self.cfg, self.mesh = model, cfg, mesh
     graph, rows, everywhere = glipv2.graphdef(model), batch_sharding(mesh), replicated(mesh)
-    self._encode_image = jax.jit(functools.partial(_encode_image, graph), out_shardings=rows)
-    self._encode_rows = jax.jit(functools.partial(_encode_text, graph), out_shardings=rows)
-    self._encode_prompt = jax.jit(functools.partial(_encode_text, graph), out_shardings=everywhere)
-    self._answer = jax.jit(functools.partial(_answer, graph, cfg), static_argnums=0, out_shardings=rows)
+    self._encode_image = Jitted(functools.partial(_encode_image, graph), out_shardings=rows)
+    self._encode_rows = Jitted(functools.partial(_encode_text, graph), out_shardings=rows)
+    self._encode_prompt = Jitted(functools.partial(_encode_text, graph), out_shardings=everywhere)
+    self._answer = Jitted(functools.partial(_answer, graph, cfg), static_argnums=0, out_shardings=rows)
 
   def prompts(self, params: Any, prompts: Sequence[Prompt], words: Words) -> list[Text]:
     """The texts that every picture is asked, each encoded once."""
