@@ -213,7 +213,7 @@ class _Set:
     if self._sizes is not None and self._row_of_key is None:
       with open(self._sizes.path, "rb") as file:
         for row, line in enumerate(itertools.islice(file, len(found))):
-          with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+          with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, RecursionError):
             found[row] = _size(line.rstrip(b"\r\n").split(b"\t")[1])
     return found if self._rows is None else found[self._rows]
 
