@@ -20,13 +20,13 @@ from configs import ablation, common
 from glipv2_jax.train import checkpoint
 from launch.train import METRICS
 
-# metric -> where the report of a run holds it
+# metric -> the entry of eval.sources (configs/ablation.py) and its metric in the report of a run
 VALUES = {
-  "AP": ("shapes_val/detection", "AP"),
-  "AP50": ("shapes_val/detection", "AP50"),
-  "unseen_AP": ("shapes_zero_shot/detection", "unseen_AP"),
-  "unseen_AP50": ("shapes_zero_shot/detection", "unseen_AP50"),
-  "recall_at_1": ("shapes_val/grounding", "grounding_recall_at_1"),
+  "AP": ("pairs", "AP"),
+  "AP50": ("pairs", "AP50"),
+  "unseen_AP": ("unseen", "unseen_AP"),
+  "unseen_AP50": ("unseen", "unseen_AP50"),
+  "recall_at_1": ("captions", "R@1"),
 }
 
 

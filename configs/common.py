@@ -136,12 +136,14 @@ def base() -> config_dict.ConfigDict:
   c.train.init_from = config_dict.placeholder(str)
 
   c.eval = config_dict.ConfigDict()  # launch.experiment
-  c.eval.sources = config_dict.ConfigDict()  # name -> kind and options
+  # Name -> kind and options, and what is scored on it (launch.official.Evaluated): evaluator, truth, wordings.
+  c.eval.sources = config_dict.ConfigDict()
   c.eval.canvases = landscape_and_portrait((800, 1344))
   c.eval.batch = 16
   c.eval.workers = 4
   c.eval.limit = config_dict.placeholder(int)
   c.eval.per_prompt = config_dict.placeholder(int)
+  c.eval.region_threshold = 0.5
 
   c.infer = config_dict.ConfigDict()  # glipv2_jax.infer.InferConfig
   c.infer.threshold = 0.05
@@ -149,6 +151,9 @@ def base() -> config_dict.ConfigDict:
   c.infer.nms_iou = 0.6
   c.infer.max_detections = 100
   c.infer.aggregate = "mean"
+  c.infer.scales = ()
+  c.infer.mirror = False
+  c.infer.merge = "nms"
   return c
 
 
@@ -170,6 +175,12 @@ def coco_json(annotations: str, images: str, name: str, weight: float = 1.0) -> 
   return config_dict.ConfigDict(
     dict(kind="coco_json", weight=weight, annotations=annotations, images=images, name=name)
   )
+
+
+def scored(entry: config_dict.ConfigDict, evaluator: str, truth: str = "", wordings: tuple = ()):
+  """An entry of `eval.sources` that names its task (without one: COCO's AP of classes, recall of phrases)."""
+  entry.update(evaluator=evaluator, truth=truth, wordings=wordings)
+  return entry
 
 
 def mdetr_json(annotations: str, images: str, name: str, weight: float = 1.0) -> config_dict.ConfigDict:

@@ -16,7 +16,6 @@ _TELLING = {
   "oIoU": "refexp",
   "P@1": "refexp",
   "R@1": "flickr",
-  "grounding_recall_at_1": "grounding",
   "sets": "odinw",
   "APr": "lvis",
   "AP": "coco",

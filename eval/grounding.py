@@ -39,17 +39,16 @@ def rank_of_hit(phrase: GroundedPhrase, min_iou: float = 0.5) -> int | None:
 
 
 def recall(
-  phrases: Sequence[GroundedPhrase], ranks: Sequence[int] = RANKS, min_iou: float = 0.5, cut_off: int = 0
+  phrases: Sequence[GroundedPhrase], ranks: Sequence[int] = RANKS, min_iou: float = 0.5
 ) -> dict[str, float | None | Mapping[str, Mapping[str, float]]]:
   """Recall at each of `ranks` and over all given boxes ('upper_bound'), the number of phrases, and the same per kind.
 
-  `cut_off`: phrases that the detector was never asked for, because its text was too short; they count as not found.
   Keys: grounding_recall_at_1, ..., grounding_recall_upper_bound, phrases, per_kind. Without any phrase the recalls
   are None. Raises ValueError naming the phrase when boxes are not k 4, are not finite, or the truth is empty.
   """
   for i, phrase in enumerate(phrases):
     _check(i, phrase)
-  places = [rank_of_hit(phrase, min_iou) for phrase in phrases] + [None] * cut_off
+  places = [rank_of_hit(phrase, min_iou) for phrase in phrases]
   kinds = sorted({kind for phrase in phrases for kind in phrase.kinds})
   per_kind = {kind: _recalls([place for place, p in zip(places, phrases) if kind in p.kinds], ranks) for kind in kinds}
   return {**_recalls(places, ranks), "phrases": len(places), "per_kind": per_kind}

@@ -17,6 +17,7 @@ from glipv2_jax import boxes as box_ops
 from glipv2_jax.schema import Array, Outputs
 
 AGGREGATES = ("mean", "max")
+MERGES = ("nms", "soft_nms", "vote")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +29,27 @@ class InferConfig:
   nms_iou: float = 0.6  # a box is suppressed above this overlap (strictly)
   max_detections: int = 100  # per image, over all its prompts
   aggregate: str = "mean"  # how the scores of a phrase's tokens become one: 'mean' | 'max'
+  # Test-time augmentation (glipv2_jax/augment.py). Scales: (factor of the canvas, from, to); a box counts where the
+  # root of its area on the canvas lies between the two. () is the canvas as it is, with every box.
+  scales: tuple[tuple[float, float, float], ...] = ()
+  mirror: bool = False  # every scale also with the picture mirrored
+  merge: str = "nms"  # how the boxes of all these pictures become one list, with `nms_iou`: one of MERGES
 
   def __post_init__(self):
-    if self.aggregate not in AGGREGATES:
-      raise ValueError(f"aggregate {self.aggregate!r} is not known; known: {', '.join(AGGREGATES)}")
+    for name, known in (("aggregate", AGGREGATES), ("merge", MERGES)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"{name} {getattr(self, name)!r} is not known; known: {', '.join(known)}")
+    for scale in self.scales:
+      if len(scale) != 3 or not scale[0] > 0 or not 0 <= scale[1] < scale[2]:
+        raise ValueError(f"scales has {scale!r}; give (factor, from, to), for example (1.5, 0, 96)")
     for name in ("pre_nms_top_n", "max_detections"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+  @property
+  def augmented(self) -> bool:
+    """Whether a picture is looked at more than once."""
+    return bool(self.scales) or self.mirror
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +78,8 @@ def postprocess(
 
   Difference to the authors: where scores tie at the last place they may return more than `max_detections` boxes, here
   the earlier candidate (level, score, location, phrase) wins. Memory per image: n m + n c floats.
+
+  With test-time augmentation nothing is suppressed here (step 5): all candidates are returned, in no order.
   """
   one_image = functools.partial(_postprocess_one, anchors=jnp.asarray(anchors), level_slices=level_slices, cfg=cfg)
   return jax.vmap(one_image)(outputs, image_size, phrase_map)
@@ -90,6 +107,8 @@ def _postprocess_one(outputs, image_size, phrase_map, *, anchors, level_slices, 
   found = box_ops.decode(outputs.deltas[location], anchors[location])
   found = box_ops.clip(found, image_size)
   score = jnp.where(score >= 0, jnp.sqrt(jnp.maximum(score, 0.0)), -1.0)
+  if cfg.augmented:
+    return Detections(found, score, label.astype(jnp.int32), score >= 0)
   return _suppress(found, score, label, cfg)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from glipv2_jax import infer
-from launch.predicting import Predictor, predict_batches
+from launch.predicting import Predictor, looks, predict_batches
 from pipelines import images, noun_phrases
+from pipelines.build import Look
 from pipelines.collate import collate
 from pipelines.prepare_example import PrepareConfig, blank, evaluation_example
 from pipelines.prompts import Prompt, all_classes_prompts
@@ -70,36 +71,32 @@ def answer(
 ) -> list[Answer]:
   """The detections in each of `files` (name, encoded picture or h w 3 uint8), in their order; single process.
 
-  Every picture goes onto the canvas of `cfg` on which it becomes largest, `cfg.batch` rows at a time.
-  Raises BadRecord naming the first file that is no picture.
+  Every picture goes onto the canvas of `cfg` on which it becomes largest, `cfg.batch` rows at a time, and is looked at
+  as the predictor's configuration says (glipv2_jax/augment.py). Raises BadRecord naming the first file that is no
+  picture.
   """
   pictures = [images.decode(data, name, cfg.max_pixels) for name, data in files]
-  offsets = np.cumsum([0, *(len(prompt.spans) for prompt in question.prompts)])
-  number = {prompt.text: k for k, prompt in enumerate(question.prompts)}
-  parts: list[list[infer.ImageDetections]] = [[] for _ in pictures]
-  for prediction in predict_batches(predictor, params, _batches(pictures, question, words, cfg)):
-    found, offset = prediction.found, offsets[number[prediction.info.text]]
-    parts[prediction.info.image_id].append(dataclasses.replace(found, labels=found.labels + offset))
-  limit = predictor.cfg.max_detections
-  return [Answer(picture, infer.merge(found, limit)) for picture, found in zip(pictures, parts, strict=True)]
+  batches = _batches(pictures, looks(predictor.cfg, question.prompts), words, cfg)
+  found: dict[int, infer.ImageDetections] = {}
+  for _, rows in predict_batches(predictor, params, batches, question.prompts, words, predictor.cfg.max_detections):
+    found |= {row.info.image_id: row.found for row in rows if row is not None}
+  return [Answer(picture, found[i]) for i, picture in enumerate(pictures)]
 
 
 def _batches(
-  pictures: Sequence[np.ndarray], question: Question, words: Words, cfg: PrepareConfig
+  pictures: Sequence[np.ndarray], passes: Sequence[Look], words: Words, cfg: PrepareConfig
 ) -> Iterator[HostBatch]:
-  """Rows (picture, prompt) grouped by canvas, the last batch of each group filled up."""
+  """The pictures grouped by canvas, each group filled up; every batch once for each pass."""
   groups = collections.defaultdict(list)
   for i, picture in enumerate(pictures):
-    canvas = max(cfg.canvases, key=lambda canvas: np.prod(images.fit(picture.shape[:2], canvas).size))
-    groups[canvas] += [(i, prompt) for prompt in question.prompts]
-  for canvas, rows in groups.items():
-    for start in range(0, len(rows), cfg.batch):
-      examples = [
-        evaluation_example(_example(i, pictures[i]), prompt, words, cfg, canvas)
-        for i, prompt in rows[start : start + cfg.batch]
-      ]
-      filling = [blank(words, canvas)] * (cfg.batch - len(examples))
-      yield collate([*examples, *filling], max_boxes=1)
+    groups[max(cfg.canvases, key=lambda canvas: np.prod(images.fit(picture.shape[:2], canvas).size))].append(i)
+  for canvas, members in groups.items():
+    for start in range(0, len(members), cfg.batch):
+      rows = members[start : start + cfg.batch]
+      for look in passes:
+        size = images.scaled(canvas, look.factor)
+        examples = [evaluation_example(_example(i, pictures[i]), words, cfg, size, look.mirrored) for i in rows]
+        yield collate([*examples, *[blank(words, size)] * (cfg.batch - len(rows))], max_boxes=1)
 
 
 def _example(number: int, picture: np.ndarray) -> Example:

@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
   metrics = json.loads((workdir / train.METRICS).read_text())
   summary = {
     **metrics,
+    "grounding_recall_at_1": metrics["R@1"],
     "steps": result.step,
     "seconds": round(result.seconds, 1),  # training and evaluation, earlier starts included
     "images_per_second": round(result.step * run.data.batch / training_seconds(workdir), 2),

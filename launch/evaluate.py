@@ -1,10 +1,13 @@
-"""`glipv2 evaluate`: scores a checkpoint on the evaluation sources of its configuration, or files of any detector.
+"""`glipv2 evaluate`: scores a checkpoint on the evaluation sources of a configuration, or files of any detector.
 
   glipv2 evaluate --checkpoint runs/demo --out metrics.json
+  glipv2 evaluate --checkpoint runs/mine --config=configs/evaluation.py:lvis --predictions-out found
   glipv2 evaluate --task coco --annotations instances.json --predictions results.json --iou-type segm --out metrics.json
 
-Detection sources give COCO's AP, grounding sources Recall@1, 5, 10. Several hosts (options as of `glipv2 train`): all
-predict, process 0 scores and writes.
+Without --config the sources are those of the checkpoint's own configuration; any field of it can be changed, for
+example --config.infer.mirror=True. --predictions-out keeps the predictions, one file per source in the format of its
+task: `--task` scores them again, and the same command goes on with them where it was killed. Several hosts (options as
+of `glipv2 train`), with a --predictions-out that all of them see: all predict, process 0 scores and writes.
 """
 
 import argparse
@@ -23,13 +26,13 @@ from absl import flags
 from eval import tasks
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint
-from launch import experiment, hosts, predicting, scoring
+from launch import experiment, hosts, predicting, scoring, settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; mistakes of the user end with one line and status 1."""
   parser = _parser()
-  options = parser.parse_args(argv)
+  options, config = parser.parse_known_args(argv)
   if (options.task is None) == (options.checkpoint is None):
     parser.error("give --checkpoint DIR, or --task NAME with --annotations and --predictions")
   if not flags.FLAGS.is_parsed():
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def program() -> int:
     try:
-      report = run(options) if options.task is None else score_files(options)
+      report = run(options, config) if options.task is None else score_files(options)
     except (OSError, ValueError, TypeError, ImportError, checkpoint.CheckpointMismatch) as error:
       return _stop(error)
     if report:
@@ -48,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   try:
     place = hosts.Hosts(**{name: getattr(options, name) for name in hosts.OPTIONS})
+    if options.task is not None and config:
+      raise ValueError(f"{config[0]!r} does not go with --task, which needs no configuration")
+    if options.cpu_devices is not None:
+      jax.config.update("jax_num_cpu_devices", options.cpu_devices)
     return hosts.run(place, program)
   except ValueError as error:
     return _stop(error)
@@ -61,6 +68,7 @@ def _stop(error: Exception) -> int:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="glipv2 evaluate",
+    allow_abbrev=False,
     description=__doc__,
     epilog=f"tasks:\n{tasks.usage()}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--iou-type", choices=("bbox", "segm"), help="boxes (default) or masks")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the metrics as JSON")
   parser.add_argument(
+    "--predictions-out",
+    type=pathlib.Path,
+    metavar="DIR",
+    help="keep the predictions; what an earlier start left counts",
+  )
+  parser.add_argument(
     "--ema",
     action=argparse.BooleanOptionalAction,
     help="running average of the parameters (default: as the run evaluates)",
@@ -80,23 +94,25 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--batch", type=int, help="rows of the global batch (default: eval.batch of the configuration)")
   parser.add_argument("--root", help="where the data lies (default: data.root of the configuration)")
   parser.add_argument("--fsdp", type=int, default=1, help="devices that the parameters are split over")
+  parser.add_argument("--cpu_devices", type=int, help="split the CPU into so many devices")
   for name, (default, kind, text) in hosts.OPTIONS.items():
     parser.add_argument(f"--{name}", default=default, type=kind, help=text)
   return parser
 
 
-def run(options: argparse.Namespace) -> dict:
-  """The report of `scoring.evaluate`, with the step of the checkpoint; {} on processes other than the first."""
+def run(options: argparse.Namespace, config: Sequence[str] = ()) -> dict:
+  """The report of `scoring.evaluate`, with the step of the checkpoint; {} on processes other than the first.
+
+  `config`: options of the configuration, --config=FILE and --config.x.y=value (launch/settings.py).
+  """
   meta = checkpoint.read_meta(options.checkpoint)
-  config = dict(meta.config)
+  record = settings.changed(meta.config, config)
   if options.root is not None:
-    config["data"] = {**config["data"], "root": options.root}
-  trained = experiment.from_tree(config)
+    record["data"] = {**record["data"], "root": options.root}
+  trained = experiment.from_tree(record)
   data, cfg = trained.evaluation, trained.scoring
-  if not data.sources:
-    raise ValueError(
-      f"the configuration in {options.checkpoint} has no eval.sources, so there is nothing to evaluate on"
-    )
+  if not cfg.sources:
+    raise ValueError("the configuration has no eval.sources, so there is nothing to evaluate on; give another --config")
   if options.batch is not None:
     data = dataclasses.replace(data, batch=options.batch)
   if options.limit is not None:
@@ -105,7 +121,9 @@ def run(options: argparse.Namespace) -> dict:
   ema = trained.train.evaluate_ema if options.ema is None else options.ema
   params = predicting.restore(options.checkpoint, trained.model, mesh, ema=ema)
   predictor = predicting.Predictor(trained.model, trained.infer, mesh)
-  report = scoring.evaluate(predictor, params, data, cfg, quiet=jax.process_index() > 0)
+  about = {"checkpoint": str(pathlib.Path(options.checkpoint).resolve()), "step": meta.step, "ema": ema}
+  kept = dict(out=options.predictions_out, about=about, resume=True)
+  report = scoring.evaluate(predictor, params, data, cfg, **kept, quiet=jax.process_index() > 0)
   return {"step": meta.step, "ema": ema, **report} if report else {}
 
 

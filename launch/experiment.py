@@ -15,6 +15,7 @@ from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.train import checkpoint
 from glipv2_jax.train.loop import TrainConfig
 from glipv2_jax.train.optim import OptimConfig
+from launch.official import Evaluated
 from launch.scoring import ScoringConfig
 from pipelines.build import DataConfig, SourceEntry
 from pipelines.masking import MaskingConfig
@@ -33,8 +34,8 @@ class Experiment:
   loss: LossConfig
   optim: OptimConfig
   train: TrainConfig
-  evaluation: DataConfig  # the evaluation sources, canvases and batch
-  scoring: ScoringConfig
+  evaluation: DataConfig  # canvases, batch and workers of evaluation
+  scoring: ScoringConfig  # its sources and their tasks
   infer: InferConfig
   record: Mapping[str, Any]  # the configuration as JSON-able dict, for checkpoints and logs
 
@@ -47,7 +48,7 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   absent = [name for name in SECTIONS if name not in tree]
   if absent:
     raise ValueError(f"the configuration lacks the sections {absent}; start from configs.common.base()")
-  c = {name: _tuples(tree[name]) for name in SECTIONS}
+  c = {name: as_tuples(tree[name]) for name in SECTIONS}
 
   variant, model_options = _split(c["model"], "variant")
   model = variants.get(variant, max_tokens=c["data"]["max_tokens"], **model_options)
@@ -61,8 +62,9 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   training = _make(DataConfig, "data", {**data, **own})
 
   chosen, rest = _split(c["eval"], "sources")
-  scoring, rest = _pick(rest, ("limit", "per_prompt"))
-  evaluation = dataclasses.replace(training, sources=_entries(chosen, root), **rest)
+  scoring, rest = _pick(rest, ("limit", "per_prompt", "region_threshold"))
+  scoring["sources"] = _evaluated(chosen, root)
+  evaluation = dataclasses.replace(training, sources=(), **rest)
 
   weights = tuple(sorted(c["loss"]["weights"].items()))
   inter = _make(InterConfig, "loss.inter", c["loss"]["inter"])
@@ -97,6 +99,16 @@ def _entries(sources: Mapping[str, Mapping[str, Any]], root: str) -> tuple[Sourc
   return tuple(entries)
 
 
+def _evaluated(sources: Mapping[str, Mapping[str, Any]], root: str) -> tuple[Evaluated, ...]:
+  """Named sources with what is scored on them, in the order of their names."""
+  found = []
+  for name, fields in sorted(sources.items()):
+    scored, own = _pick(fields, ("evaluator", "truth", "wordings"))
+    (entry,) = _entries({name: own}, root)
+    found.append(Evaluated(name, entry, **{key: _with_root(value, root) for key, value in scored.items()}))
+  return tuple(found)
+
+
 def _with_root(value: Any, root: str) -> Any:
   if isinstance(value, list | tuple):  # json makes lists of tuples
     return tuple(_with_root(item, root) for item in value)
@@ -119,10 +131,10 @@ def _pick(fields: Mapping[str, Any], names: tuple[str, ...]) -> tuple[dict[str, 
   return {k: v for k, v in fields.items() if k in names}, {k: v for k, v in fields.items() if k not in names}
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
   """Lists (JSON has no tuples) become tuples at every depth."""
   if isinstance(value, Mapping):
-    return {key: _tuples(item) for key, item in value.items()}
+    return {key: as_tuples(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return tuple(_tuples(item) for item in value)
+    return tuple(as_tuples(item) for item in value)
   return value

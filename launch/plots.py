@@ -37,7 +37,7 @@ def loss_curve(workdir: pathlib.Path | str, out: pathlib.Path | str) -> pathlib.
 
 
 def _evaluations(axes, run: history.History) -> None:
-  for name, marker, colour in (("AP50", "o", "black"), ("grounding_recall_at_1", "s", "tab:purple")):
+  for name, marker, colour in (("AP50", "o", "black"), ("R@1", "s", "tab:purple")):
     steps, numbers = run.metric(name)
     if steps:
       axes.plot(steps, numbers, marker=marker, color=colour, linestyle="--", label=name)

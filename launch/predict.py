@@ -3,6 +3,7 @@
   glipv2 predict --checkpoint runs/demo --image a.jpg b.png --classes "person,traffic light" --out answers
   glipv2 predict --checkpoint runs/demo --image a.jpg --caption "[a small red circle] above two squares" --out answers
 
+Fields of the checkpoint's configuration can be changed: --config.infer.mirror=True looks at every picture mirrored too.
 In a caption, square brackets mark what to ground; without brackets a small chunker finds the noun phrases. Writes
 predictions.json and one PNG per picture into the folder of --out.
 """
@@ -17,17 +18,17 @@ from collections.abc import Sequence
 import jax
 
 from glipv2_jax.parallel.mesh import make_mesh
-from glipv2_jax.train.checkpoint import CheckpointMismatch
-from launch import asking, drawing, experiment, predicting
+from glipv2_jax.train.checkpoint import CheckpointMismatch, read_meta
+from launch import asking, drawing, experiment, predicting, settings
 from pipelines.records import BadRecord
 from pipelines.words import load_words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; mistakes of the user end with one line and status 1."""
-  options = _parser().parse_args(argv)
+  options, config = _parser().parse_known_args(argv)
   try:
-    run(options)
+    run(options, config)
   except (OSError, ValueError, BadRecord, CheckpointMismatch) as error:
     print(f"glipv2 predict: {error}", file=sys.stderr)
     return 1
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog="glipv2 predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="glipv2 predict", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run folder")
   parser.add_argument("--image", required=True, nargs="+", metavar="FILE", help="pictures")
@@ -53,12 +54,12 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def run(options: argparse.Namespace) -> None:
-  """Reads, asks, writes. Raises what `main` reports."""
+def run(options: argparse.Namespace, config: Sequence[str] = ()) -> None:
+  """Reads, asks, writes; `config`: options of the configuration. Raises what `main` reports."""
   if not 0 <= options.threshold < 1:
     raise ValueError(f"--threshold {options.threshold} must lie in 0..1 (1 excluded)")
   files = [(name, pathlib.Path(name).read_bytes()) for name in options.image]
-  trained = experiment.from_checkpoint(options.checkpoint)
+  trained = experiment.from_tree(settings.changed(read_meta(options.checkpoint).config, config))
   words = load_words(trained.data.tokenizer, trained.data.max_tokens)
   if options.classes is not None:
     question = asking.ask_classes(options.classes.split(","), words, trained.evaluation.prompt.separator)
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
   # A final score above t needs a phrase score above t squared (centerness is at most 1), so nothing asked for is lost.
   least = min(trained.infer.threshold, options.threshold**2)
   predictor = predicting.Predictor(trained.model, dataclasses.replace(trained.infer, threshold=least), mesh)
-  rows = min(trained.evaluation.batch, len(files) * len(question.prompts))
+  rows = min(trained.evaluation.batch, len(files))
   prepare = dataclasses.replace(trained.evaluation.prepare(), batch=rows)
   answers = asking.answer(predictor, params, files, question, words, prepare)
   write(pathlib.Path(options.out), options.image, answers, question, options.threshold)

@@ -100,7 +100,8 @@ class Labeller:
     waiting: dict[int, Asked] = {}
     rows = []
     batches = _batches(self._asked(indices, counts, progress), waiting, self.words, self.prepare)
-    for prediction in predicting.predict_batches(self.predictor, self.params, batches):
+    predicted = predicting.predict_batches(self.predictor, self.params, batches)
+    for prediction in (row for _, rows_of_batch in predicted for row in rows_of_batch if row is not None):
       index, found = prediction.info.image_id, prediction.found
       asked = waiting.pop(index)
       counts["phrases_beyond_tokens"] += asked.beyond
@@ -226,7 +227,8 @@ def _labeller(
   params = predicting.restore(options.checkpoint, trained.model, mesh, ema=trained.train.evaluate_ema)
   # A final score above t needs a phrase score above t squared (centerness is at most 1), so nothing is lost.
   least = min(trained.infer.threshold, options.threshold**2)
-  infer: InferConfig = dataclasses.replace(trained.infer, threshold=least, nms_iou=options.nms)
+  once = dict(scales=(), mirror=False)  # every picture is looked at once
+  infer: InferConfig = dataclasses.replace(trained.infer, threshold=least, nms_iou=options.nms, **once)
   return Labeller(
     source=source,
     find=find,

@@ -25,7 +25,7 @@ from glipv2_jax import __version__
 from launch import history, report_pictures
 
 METRICS, CONFIG, PREDICTIONS = "metrics.json", "config.json", "predictions"  # in a run folder
-CURVES = ("AP", "AP50", "AP75", "R@1", "grounding_recall_at_1", "mIoU", "Pr@0.5")  # drawn over the steps
+CURVES = ("AP", "AP50", "AP75", "R@1", "mIoU", "Pr@0.5")  # drawn over the steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:

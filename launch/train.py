@@ -7,8 +7,9 @@ Any field of the configuration is an option: --config.optim.lr=2e-4. Started aga
 on exactly where its newest checkpoint left it. Several hosts: --coordinator=HOST:PORT --process_count=N --process_id=I
 on each, or --cluster=slurm|tpu|gke-tpu (launch/hosts.py; the scripts beside it start all of them). On a CPU,
 --cpu_devices=2 splits the batch over two devices.
-The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/ and metrics.json. SIGTERM saves a
-checkpoint and ends with status 75: start again to go on. Statuses 1 and 2 are mistakes that would repeat.
+The folder receives config.json, metrics.jsonl, TensorBoard files, checkpoints/, metrics.json and, from the last
+evaluation, predictions/. SIGTERM saves a checkpoint and ends with status 75: start again to go on. Statuses 1 and 2 are
+mistakes that would repeat.
 """
 
 import json
@@ -54,7 +55,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     return train_batches(experiment.data, start_step=start, words=words, sources=sources, **place)
 
   def evaluate(params, step: int) -> dict[str, float]:
-    report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, words=words)
+    found = dict(words=words, out=workdir / "predictions", about={"step": step})
+    report = scoring.evaluate(predictor, params, experiment.evaluation, experiment.scoring, **found)
     if report:
       write_json(workdir / METRICS, {"step": step, **report})
     return scoring.numbers(report)
@@ -67,7 +69,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> loop.Result:
     workdir,
     variant=experiment.variant,
     record=record,
-    evaluate=evaluate if experiment.evaluation.sources else None,
+    evaluate=evaluate if experiment.scoring.sources else None,
   )
 
 

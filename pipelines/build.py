@@ -1,8 +1,9 @@
-"""From a configuration to batches: `train_batches` (endless, exact resume), `evaluation_batches` (every image once)."""
+"""From a configuration to batches: `train_batches` (endless, exact resume), `evaluation_batches` (each image once)."""
 
 import atexit
 import dataclasses
 import functools
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from pipelines import images, mixture
 from pipelines.collate import collate
 from pipelines.masking import MaskingConfig
 from pipelines.prepare_example import Prepare, PrepareConfig, blank, evaluation_example
-from pipelines.prompts import Prompt, PromptConfig, all_classes_prompts, check_classes
+from pipelines.prompts import PromptConfig, check_classes
 from pipelines.records import (
   GROUNDED,
   BadRecord,
@@ -152,33 +153,49 @@ def mix(cfg: DataConfig, sources: tuple[Source, ...]) -> mixture.Mixture:
 
 
 def _batches(
-  examples: grain.MapDataset, cfg: DataConfig | PrepareConfig, host: int, hosts: int, workers: int, start: int = 0
+  examples: grain.MapDataset,
+  cfg: DataConfig | PrepareConfig,
+  host: int,
+  hosts: int,
+  workers: int,
+  start: int = 0,
+  largest: float = 1.0,
 ) -> Batches:
+  """`largest`: the factor of the canvases at which the largest pictures are read."""
   join = functools.partial(collate, max_boxes=cfg.max_boxes)
   local = mixture.local_batches(examples, join, batch=cfg.batch, host=host, hosts=hosts, start=start)
-  pixels = max(height * width for height, width in cfg.canvases)
+  pixels = max(math.prod(images.scaled(canvas, largest)) for canvas in cfg.canvases)
   return Batches(local, workers, 3 * pixels * cfg.batch // hosts)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entries:
-  """The rows of an evaluation: row -> (image, prompt, canvas); image -1 fills up a batch."""
+class Look:
+  """One look at a picture: on its canvas times `factor`, perhaps mirrored. Several are test-time augmentation."""
+
+  factor: float = 1.0
+  mirrored: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """The rows of an evaluation: row -> (image, canvas, look); image -1 fills up a batch."""
 
   source: Source
-  prompts: tuple[Prompt | None, ...]
   words: Words
   cfg: PrepareConfig
-  rows: np.ndarray  # r 3 int32: index in the source, in prompts, in cfg.canvases
+  looks: tuple[Look, ...]
+  rows: np.ndarray  # r 3 int32: index in the source, in cfg.canvases, in looks
 
   def __call__(self, row: int) -> Prepared:
-    image, prompt, canvas = self.rows[row].tolist()
+    image, canvas, look = self.rows[row].tolist()
+    look = self.looks[look]
+    canvas = images.scaled(self.cfg.canvases[canvas], look.factor)
     if image < 0:
-      return blank(self.words, self.cfg.canvases[canvas])
+      return blank(self.words, canvas)
     try:
-      example = self.source[image]
-      return evaluation_example(example, self.prompts[prompt], self.words, self.cfg, self.cfg.canvases[canvas])
+      return evaluation_example(self.source[image], self.words, self.cfg, canvas, look.mirrored)
     except BadRecord as error:
-      return blank(self.words, self.cfg.canvases[canvas], ((error.reason, error.record),))
+      return blank(self.words, canvas, ((error.reason, error.record),))
 
 
 def _best_canvas(source: Source, index: int, cfg: PrepareConfig) -> int:
@@ -193,44 +210,49 @@ def _best_canvas(source: Source, index: int, cfg: PrepareConfig) -> int:
   return int(np.argmax([np.prod(images.fit(size, canvas).size) for canvas in cfg.canvases]))
 
 
+def evaluation_plan(source: Source, cfg: PrepareConfig, limit: int | None = None) -> np.ndarray:
+  """Which images stand in which global batch: n cfg.batch 2 int32 of (index in the source, index in cfg.canvases).
+
+  Every image (or the first `limit`) once, grouped by canvas: each image takes the one on which it becomes largest, so
+  with several canvases every image header is read. Groups are filled up with index -1.
+  """
+  count = len(source) if limit is None else min(limit, len(source))
+  canvas_of = np.array([_best_canvas(source, i, cfg) for i in range(count)], int)
+  rows: list[tuple[int, int]] = []
+  for canvas in range(len(cfg.canvases)):
+    rows += [(image, canvas) for image in np.flatnonzero(canvas_of == canvas)]
+    rows += [(-1, canvas)] * (-len(rows) % cfg.batch)
+  return np.array(rows, np.int32).reshape(-1, cfg.batch, 2)
+
+
 def evaluation_batches(
   source: Source,
   words: Words,
   cfg: PrepareConfig,
+  plan: np.ndarray,
   *,
+  looks: tuple[Look, ...] = (Look(),),
   host: int = 0,
   hosts: int = 1,
   workers: int = 0,
-  limit: int | None = None,
-  per_prompt: int | None = None,
 ) -> Batches:
-  """Every image of `source` exactly once per prompt, without augmentation; local batches of cfg.batch / hosts rows.
+  """The batches of `plan` (a part of what `evaluation_plan` gave) in order, each once for every look, without other
+  augmentation; this host's cfg.batch / hosts rows of each.
 
-  A detection source has one row for every (image, part of the vocabulary that fits into a prompt), next to each other
-  (the picture is decoded for each); a grounding source one row for every (image, caption). Rows are grouped by canvas:
-  each image takes the one on which it becomes largest. Groups are filled up with rows whose `example_valid` is False
-  and whose `info` is None, so every host has the same number of batches with the same canvases. Rows of unusable images
-  are such rows too and stand in `skipped`. With several canvases every image header is read before the first batch.
+  Every host has the same number of batches with the same canvases. Rows that fill up, and those of images that cannot
+  be used (which stand in `skipped`), have `example_valid` False and no `info`.
 
   Args:
     source: one data set; its `coco_json` option keep_empty must be on.
     words: tokenizer.
-    cfg: canvases, global batch and max_boxes; flip and prompt play no part apart from the separator and wordings.
+    cfg: canvases, global batch and max_boxes; flip and prompt play no part.
+    plan: the batches.
+    looks: at each picture; it is decoded for each.
     host: this process.
     hosts: number of processes.
     workers: processes for reading.
-    limit: only the first so many images.
-    per_prompt: at most so many classes in a prompt.
   """
-  prompts: tuple[Prompt | None, ...] = (None,)
-  if source.classes:
-    prompts = tuple(all_classes_prompts(source.classes, words, cfg.prompt.separator, per_prompt, cfg.prompt.wordings))
-  count = len(source) if limit is None else min(limit, len(source))
-  canvas_of = np.array([_best_canvas(source, i, cfg) for i in range(count)], int)
-  rows = []
-  for canvas in range(len(cfg.canvases)):
-    chosen = np.flatnonzero(canvas_of == canvas)
-    rows += [(image, prompt, canvas) for image in chosen for prompt in range(len(prompts))]
-    rows += [(-1, 0, canvas)] * (-len(rows) % cfg.batch)
-  entries = _Entries(source, prompts, words, cfg, np.array(rows, np.int32).reshape(-1, 3))
-  return _batches(grain.MapDataset.range(len(rows)).map(entries), cfg, host, hosts, workers)
+  rows = np.stack([np.insert(plan, 2, k, axis=2) for k in range(len(looks))], axis=1)  # batch, look, row, 3
+  rows = _Rows(source, words, cfg, looks, rows.reshape(-1, 3))
+  largest = max(look.factor for look in looks)
+  return _batches(grain.MapDataset.range(len(rows.rows)).map(rows), cfg, host, hosts, workers, largest=largest)

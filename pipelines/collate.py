@@ -19,7 +19,7 @@ def _padded(rows: Sequence[np.ndarray], length: int, fill: int | float | bool) -
 def _info(p: Prepared) -> Info | None:
   if not p.valid:
     return None
-  return Info(p.source, p.image_id, p.original_size, p.image_size, p.text, p.phrases)
+  return Info(p.source, p.image_id, p.original_size, p.image_size, p.text, p.phrases, p.mirrored, p.text_id)
 
 
 def collate(examples: Sequence[Prepared], max_boxes: int) -> HostBatch:

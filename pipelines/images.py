@@ -156,6 +156,11 @@ class Geometry:
     return out
 
 
+def scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
+  """A canvas (height, width) times a factor, in multiples of the coarsest Swin stride (32)."""
+  return canvas if factor == 1 else tuple(max(1, round(side * factor / 32)) * 32 for side in canvas)
+
+
 def fit(original: tuple[int, int], canvas: tuple[int, int], flipped: bool = False) -> Geometry:
   """The largest size (height, width) with the aspect ratio of `original` that fits into `canvas`."""
   scale = min(canvas[0] / original[0], canvas[1] / original[1])

@@ -21,10 +21,10 @@ from pipelines.prompts import (
   Prompt,
   PromptConfig,
   grounding_prompt,
-  name_boxes,
   name_boxes_by_spans,
   phrases,
   prompt_example,
+  unnamed,
 )
 from pipelines.records import BadRecord, Example, KnowsCaptions, Prepared, Source
 from pipelines.words import Encoding, Words
@@ -140,6 +140,8 @@ def _assemble(
     image_id=example.image_id,
     text=text,
     phrases=named.phrases,
+    mirrored=geometry.flipped,
+    text_id=example.text_id,
     masks=None if masks is None else tuple(None if mask is None else mask.moved(geometry) for mask in masks),
     reduced=tuple(reduced),
   )
@@ -186,10 +188,16 @@ def train_example(
 
 
 def evaluation_example(
-  example: Example, prompt: Prompt | None, words: Words, cfg: PrepareConfig, canvas: tuple[int, int]
+  example: Example,
+  words: Words,
+  cfg: PrepareConfig,
+  canvas: tuple[int, int],
+  mirrored: bool = False,
+  prompt: Prompt | None = None,
 ) -> Prepared:
-  """One example with its caption (`prompt` None) or with one part of the vocabulary; then only boxes of that part.
-  The phrases of a caption are its distinct spans, in order.
+  """One example without augmentation. Grounding: its caption, and its distinct spans in order as the phrases (left and
+  right exchanged where the picture is mirrored and cfg.swap_sides). Detection: no text, because all pictures of a
+  source are asked the same (`prompts.all_classes_prompts`), or that of `prompt`; its boxes carry concepts only.
 
   Boxes that training would refuse are left out here: the ground truth of an evaluation is the annotation itself, and
   every picture must be predicted.
@@ -201,20 +209,20 @@ def evaluation_example(
   height, width = _size(example, cfg)
   fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= np.maximum(boxes[:, :2], 0)).all(axis=1)
   fine &= (boxes[:, 0] < width) & (boxes[:, 1] < height)
-  if prompt is None:
+  if example.kind == "grounding":
     _check_caption(example)
-    spans = [box for box, keep in zip(example.spans, fine, strict=True) if keep]
+    example = _mirrored(example) if mirrored and cfg.swap_sides else example
     prompt = grounding_prompt(example.caption, example.spans)
     encoding = words.encode(prompt.text)
-    named = name_boxes_by_spans(prompt.text, encoding, spans)
+    named = name_boxes_by_spans(prompt.text, encoding, [s for s, keep in zip(example.spans, fine, strict=True) if keep])
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   else:
-    known = {name for name, _ in prompt.spans}
-    fine &= np.array([label in known for label in example.labels], bool)
+    prompt = prompt or Prompt("", ())
     encoding = prompt.encode(words)
-    named = name_boxes(prompt, encoding, [label for label, keep in zip(example.labels, fine, strict=True) if keep])
+    named = unnamed([label for label, keep in zip(example.labels, fine, strict=True) if keep], encoding)
+    named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
-  geometry = images.fit((height, width), canvas)
+  geometry = images.fit((height, width), canvas, mirrored)
   pixels = geometry.pixels(images.decode(example.image, example.record, cfg.max_pixels))
   return _assemble(example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, None)
 

@@ -327,7 +327,7 @@ def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
 
 def phrases(prompt: Prompt, encoding: Encoding) -> tuple[Phrase, ...]:
   """Everything the prompt names with its token positions, () where the text was cut off."""
-  return tuple(Phrase(name, span_to_tokens(encoding, (span,))) for name, span in prompt.spans)
+  return tuple(Phrase(name, span_to_tokens(encoding, (span,)), span) for name, span in prompt.spans)
 
 
 def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
@@ -350,6 +350,14 @@ def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Nam
   for name, positions in tokens.items():
     token_concept[positions] = concept_id(name)
   return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
+
+
+def unnamed(labels: Sequence[str], encoding: Encoding) -> Named:
+  """Boxes with class names that the text does not speak of: they keep their concepts, no token names them."""
+  count, tokens = len(labels), len(encoding.tokens)
+  concepts = np.array([concept_id(label) for label in labels], np.int32)
+  nothing = np.full(tokens, NO_CONCEPT, np.int32)
+  return Named(np.ones(count, bool), (), np.zeros((count, tokens), bool), concepts, nothing)
 
 
 def name_boxes_by_spans(text: str, encoding: Encoding, spans: Sequence[Sequence[Span]]) -> Named:

@@ -68,7 +68,7 @@ def ask(source: Source, index: int, find: Finder, words: Words, cfg: PrepareConf
   plain = dataclasses.replace(
     example, image_id=index, text_id=None, kind="detection", boxes_xyxy_px=np.zeros((0, 4), np.float32), masks=None
   )
-  return Asked(example, known, evaluation_example(plain, prompt, words, cfg, canvas), len(spans) - len(known))
+  return Asked(example, known, evaluation_example(plain, words, cfg, canvas, prompt=prompt), len(spans) - len(known))
 
 
 def choose(

@@ -131,6 +131,7 @@ class Phrase:
 
   name: str
   tokens: tuple[int, ...]  # token positions (reference 6.1)
+  span: Span = (0, 0)  # characters of the text that name it (training, where nobody asks: unset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,8 @@ class Prepared:
   image_id: int
   text: str  # the prompt or caption that was tokenised
   phrases: tuple[Phrase, ...]  # what the prompt names, in order
+  mirrored: bool = False
+  text_id: int | None = None
   masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
@@ -167,6 +170,8 @@ class Info:
   image_size: tuple[int, int]
   text: str
   phrases: tuple[Phrase, ...]
+  mirrored: bool
+  text_id: int | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from configs import ablation, common, demo, finetune_coco, mixtures, pretrain
+from configs import ablation, common, demo, evaluation, finetune_coco, mixtures, pretrain
 from glipv2_jax.models import glipv2
 from launch import experiment, train
 from pipelines.sources import SOURCES
@@ -22,6 +22,7 @@ CASES = [
   (pretrain, "h,debug"),
   (ablation, None),
   (ablation, "row=5,debug"),
+  *((evaluation, member) for member in evaluation.MEMBERS),
 ]
 
 
@@ -47,6 +48,19 @@ def test_unknown_argument_and_unknown_fields_are_named():
   del tree["infer"]
   with pytest.raises(ValueError, match="lacks the sections .'infer'"):
     experiment.from_tree(tree)
+
+
+def test_the_sets_of_odinw(shared):
+  """The same files as in the authors' lists, of which the larger one leaves out a second plantdoc."""
+  known = json.loads((shared / "data/class_names/odinw_tasks.json").read_text())
+  for member, benchmark in (("odinw13", "odinw_13"), ("odinw35", "odinw_35")):
+    sources = experiment.from_tree(evaluation.get_config(member).to_dict()).scoring.sources
+    paths = {dict(one.entry[2])["annotations"].removeprefix("./") for one in sources}
+    expected = {task["register"]["test"][0] for task in known if task["benchmark"] == benchmark}
+    assert expected - paths <= {"odinw/plantdoc/100x100/test/annotations_without_background.json"}
+    assert paths <= expected and len(paths) == len(sources) == int(member[5:])
+    assert {one.evaluator for one in sources} == {"odinw"}
+    assert sum(bool(one.wordings) for one in sources) == (4 if member == "odinw35" else 0)
 
 
 @pytest.mark.parametrize("row", common.TABLE_4)

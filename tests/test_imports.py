@@ -35,6 +35,7 @@ ALLOWED = {
     "glipv2_jax.models",
   ),
   "glipv2_jax.train": ("glipv2_jax",),
+  "glipv2_jax.augment": ("glipv2_jax.infer", "glipv2_jax.boxes"),
   "glipv2_jax.infer": ("glipv2_jax.schema", "glipv2_jax.boxes", "glipv2_jax.anchors"),
   "pipelines": ("glipv2_jax.schema", "glipv2_jax.boxes", "pipelines"),
   "eval": ("eval",),  # metric files take arrays and files, so they serve any detector

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from glipv2_jax.parallel.jit import Jitted
 from glipv2_jax.parallel.mesh import BATCH, batch_devices, batch_sharding, replicated
 from glipv2_jax.schema import Batch
 from glipv2_jax.train.objective import Numbers, Objective
@@ -24,7 +25,7 @@ class Step:
   The seed is an argument of the compiled program, so that runs which differ in it share what a compilation cache holds.
   """
 
-  program: Any  # jitted: state, batch, seed
+  program: Jitted  # of state, batch, seed
   seed: np.uint32
 
   def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Numbers]:
@@ -77,7 +78,7 @@ def make_train_step(
     metrics = {"loss": loss, **terms, **info, "grad_norm": norm, "lr": optimizer.schedule(state.step)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
-  program = jax.jit(
+  program = Jitted(
     step,
     in_shardings=(places, batch_sharding(mesh), replicated(mesh)),
     out_shardings=(places, replicated(mesh)),

@@ -170,3 +170,32 @@ def coco_dataset(source: Shapes, count: int | None = None) -> dict:
       )
   categories = [{"id": i, "name": name} for name, i in number.items()]
   return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def mdetr_dataset(source: Shapes, count: int | None = None) -> dict:
+  """The first `count` scenes of a grounding source (None: all) as captions in MDETR's form, for evaluation.
+
+  Ids as in `coco_dataset`; every box has the `tokens_positive` that name it. Raises ValueError for another task.
+  """
+  if source.config.task != "grounding":
+    raise ValueError(f"{source.name} has task {source.config.task!r}; MDETR's form needs task='grounding'")
+  images, annotations = [], []
+  for index in range(len(source) if count is None else count):
+    example = source[index]
+    height, width = example.image.shape[:2]
+    file = f"{source.name}/{index:06d}.png"
+    images.append({"id": index, "file_name": file, "height": height, "width": width, "caption": example.caption})
+    for box, spans in zip(example.boxes_xyxy_px.tolist(), example.spans, strict=True):
+      width, height = box[2] - box[0] + 1, box[3] - box[1] + 1
+      annotations.append(
+        {
+          "id": len(annotations) + 1,
+          "image_id": index,
+          "category_id": 1,
+          "bbox": [*box[:2], width, height],
+          "area": width * height,
+          "iscrowd": 0,
+          "tokens_positive": [list(span) for span in spans],
+        }
+      )
+  return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}

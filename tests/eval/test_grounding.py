@@ -51,12 +51,6 @@ def test_per_kind():
   assert result["per_kind"]["other"]["grounding_recall_at_1"] == 0.0
 
 
-def test_phrases_cut_off_count_as_not_found():
-  result = grounding.recall([phrase(HIT, kinds=("people",))], cut_off=3)
-  assert result["grounding_recall_at_1"] == result["grounding_recall_upper_bound"] == 0.25
-  assert result["phrases"] == 4 and result["per_kind"]["people"]["grounding_recall_at_1"] == 1.0
-
-
 def test_no_phrases_and_errors():
   assert grounding.recall([])["grounding_recall_at_1"] is None
   with pytest.raises(ValueError, match="phrase 1 has no true box"):

@@ -132,9 +132,9 @@ def test_evaluate_writes_its_report(run, tmp_path, capsys):
   assert cli.main(["evaluate", "--checkpoint", str(run), "--out", str(out)]) == 0
   report = json.loads(out.read_text())
   assert report["step"] == 7 and report["ema"] is False
-  assert report["sources"]["shapes_val/grounding"]["images"] == 9
-  assert 0 <= report["grounding_recall_at_1"] <= 1
-  assert "shapes_val/grounding: 9 images" in capsys.readouterr().out
+  assert report["sources"]["captions"]["images"] == 9
+  assert 0 <= report["R@1"] <= 1
+  assert "captions (grounding): 9 images" in capsys.readouterr().out
 
 
 def test_evaluate_names_what_does_not_fit(run, tmp_path, capsys):

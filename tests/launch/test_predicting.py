@@ -1,21 +1,28 @@
 """launch/predicting.py and asking.py with a tiny random network: what is predicted does not depend on how."""
 
+import copy
 import dataclasses
 import io
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from glipv2_jax import infer
+from glipv2_jax import anchors, infer
 from glipv2_jax.infer import InferConfig
 from glipv2_jax.models import glipv2
 from glipv2_jax.parallel.mesh import make_mesh
-from launch import asking, scoring
+from launch import asking, predicting, scoring
+from launch.official import Evaluated
 from launch.predicting import Predictor, predict_batches
-from pipelines.build import DataConfig, evaluation_batches
+from launch.scoring import ScoringConfig
+from pipelines.build import DataConfig, evaluation_batches, evaluation_plan
+from pipelines.collate import collate
 from pipelines.images import Geometry
+from pipelines.prepare_example import evaluation_example
+from pipelines.prompts import all_classes_prompts, phrases
 from pipelines.records import BadRecord
 from pipelines.sources.shapes import Shapes
 from pipelines.words import load_words
@@ -48,11 +55,13 @@ def one_device():
   return Predictor(TINY, ANYTHING, make_mesh(devices=jax.devices()[:1]))
 
 
-def predictions(predictor, params, words, batch=4, task="grounding"):
+def predictions(predictor, params, words, batch=4, task="grounding", prompts=()):
   source = Shapes(split="val", task=task, size=(64, 64), max_size=(64, 90), length=6)
   cfg = dataclasses.replace(DATA, batch=batch).prepare()
-  with evaluation_batches(source, words, cfg) as batches:
-    return list(predict_batches(predictor, params, batches))
+  plan, looks = evaluation_plan(source, cfg), predicting.looks(predictor.cfg, prompts)
+  with evaluation_batches(source, words, cfg, plan, looks=looks) as batches:
+    found = list(predict_batches(predictor, params, batches, prompts, words))
+  return [p for _, rows in found for p in rows if p is not None]
 
 
 def test_every_picture_once_in_its_own_pixels(one_device, params, words):
@@ -79,19 +88,107 @@ def test_the_mesh_does_not_matter(one_device, params, words):
     np.testing.assert_allclose(p.found.boxes_xyxy_px, alone[p.info.image_id].found.boxes_xyxy_px, atol=1e-2)
 
 
-def test_truth_comes_back_in_original_pixels(one_device, params, words):
-  source = Shapes(split="val", task="grounding", size=(64, 64), max_size=(64, 90), length=6)
-  for p in predictions(one_device, params, words):
-    expected = source[p.info.image_id].boxes_xyxy_px
-    np.testing.assert_allclose(np.sort(p.truth_xyxy_px, axis=0), np.sort(expected, axis=0), atol=1e-3)
+def test_a_vocabulary_in_prompts_is_what_each_prompt_gives_alone(one_device, params, words, monkeypatch):
+  """Pictures encoded once and prompts once for all of them: the same as the whole network on (picture, prompt)."""
+  classes = Shapes(split="val", size=(64, 64)).classes[:5]
+  prompts = all_classes_prompts(classes, words, per_prompt=2)
+  assert len(prompts) == 3
+  calls = []
+  for name in ("_encode_image", "_encode_prompt", "_answer"):
+    function = getattr(one_device, name)
+    counted = lambda *a, name=name, function=function: (calls.append(name), function(*a))[1]  # noqa: E731
+    monkeypatch.setattr(one_device, name, counted)
+  found = predictions(one_device, params, words, task="detection", prompts=prompts)
+  assert [calls.count(name) for name in ("_encode_image", "_encode_prompt", "_answer")] == [2, 3, 2 * 3]
+
+  network = jax.jit(lambda params, batch: nnx.merge(glipv2.graphdef(TINY), params)(batch))
+  places = anchors.anchors((64, 64), TINY.strides, TINY.anchor_scale)
+  levels = anchors.level_slices((64, 64), TINY.strides)
+  source = Shapes(split="val", size=(64, 64), max_size=(64, 90), length=6)
+  for p in found[:2]:
+    row = evaluation_example(source[p.info.image_id], words, DATA.prepare(), (64, 64))
+    parts = []
+    for k, prompt in enumerate(prompts):
+      encoding = words.encode(prompt.text)
+      asked = dataclasses.replace(row, tokens=encoding.tokens, tokens_valid=encoding.tokens_valid)
+      outputs = network(params, collate([asked], max_boxes=9).batch)
+      table = infer.phrase_map([phrases(prompt, encoding)], 16, 64)
+      size = np.array([row.image_size], np.int32)
+      alone = infer.of_image(infer.postprocess(outputs, size, table, places, levels, ANYTHING), 0)
+      boxes = infer.original_boxes(alone.boxes_xyxy_px, row.image_size, row.original_size)
+      parts.append(infer.ImageDetections(boxes, alone.scores, alone.labels + 2 * k))
+    expected = infer.merge(parts, None)
+    assert set(p.found.labels.tolist()) > {0, 4}
+    np.testing.assert_allclose(p.found.scores, expected.scores, atol=1e-5)
+    for label in range(5):
+      ours, theirs = (np.sort(x.boxes_xyxy_px[x.labels == label], axis=0) for x in (p.found, expected))
+      np.testing.assert_allclose(ours, theirs, atol=1e-2)
+
+
+# Test-time augmentation. What the device does depends on the network and on whether there is any, so one predictor
+# serves for all: only its host half is configured anew.
+
+
+@pytest.fixture(scope="module")
+def augmented(one_device):
+  return Predictor(TINY, dataclasses.replace(ANYTHING, mirror=True), one_device.mesh)
+
+
+def with_options(predictor, **options):
+  other = copy.copy(predictor)
+  other.cfg = dataclasses.replace(ANYTHING, **options)
+  assert other.cfg.augmented
+  return other
+
+
+def test_looking_again_at_the_same_picture_changes_nothing(augmented, params, words):
+  """A second look at the same scale finds the same boxes, which merging by suppression removes."""
+  scale = (1.0, 0, 1e4)
+  plain, again = (
+    predictions(with_options(augmented, scales=scales), params, words) for scales in ((scale,), (scale, scale))
+  )
+  for a, b in zip(plain, again, strict=True):
+    np.testing.assert_allclose(a.found.scores, b.found.scores, atol=1e-6)
+    np.testing.assert_allclose(a.found.boxes_xyxy_px, b.found.boxes_xyxy_px, atol=1e-3)
+
+
+@pytest.mark.parametrize("merge", infer.MERGES)
+def test_scales_and_mirror_give_boxes_of_the_original_picture(augmented, params, words, merge):
+  several = with_options(augmented, scales=((1.0, 0, 1e4), (1.5, 0, 40)), mirror=True, merge=merge)
+  found = predictions(several, params, words)
+  assert sorted(p.info.image_id for p in found) == list(range(6))
+  for p in found:
+    height, width = p.info.original_size
+    assert 0 < len(p.found) <= 20 and (np.diff(p.found.scores) <= 0).all() and not p.info.mirrored
+    assert (p.found.boxes_xyxy_px >= 0).all() and (p.found.boxes_xyxy_px <= np.array([width, height] * 2) - 1).all()
+
+
+def test_a_mirrored_picture_gives_the_mirrored_boxes(augmented, params, words):
+  """Scenes turned round by hand: with both sides looked at, the same boxes turned round."""
+  scenes = [Shapes(split="val", size=(64, 64))[i].image for i in range(3)]
+  question = asking.ask_classes(["red circle", "blue star"], words)
+  straight, turned = (
+    asking.answer(augmented, params, [("", picture) for picture in pictures], question, words, DATA.prepare())
+    for pictures in (scenes, [np.ascontiguousarray(scene[:, ::-1]) for scene in scenes])
+  )
+  for a, b in zip(straight, turned, strict=True):
+    np.testing.assert_allclose(a.found.scores, b.found.scores, atol=1e-5)
+    left, right = a.found.boxes_xyxy_px[:, 0], b.found.boxes_xyxy_px[:, 2]
+    np.testing.assert_allclose(np.sort(left), np.sort(63 - right), atol=1e-2)
+
+
+def test_prompts_that_name_a_side_are_not_asked_of_mirrored_pictures(words):
+  mirrored = dataclasses.replace(ANYTHING, mirror=True)
+  assert len(predicting.looks(mirrored, asking.ask_classes(["ring"], words).prompts)) == 2
+  assert len(predicting.looks(mirrored, asking.ask_classes(["ring", "left hand"], words).prompts)) == 1
 
 
 def test_report_of_a_random_network(one_device, params):
   options = {"split": "val", "size": (64, 64), "length": 5, "task": "grounding"}
-  data = dataclasses.replace(DATA, sources=(("shapes", 1.0, tuple(options.items())),))
-  report = scoring.evaluate(one_device, params, data, quiet=True)
-  assert 0 <= report["grounding_recall_at_1"] <= report["grounding_recall_upper_bound"] <= 1
-  assert report["sources"]["shapes_val/grounding"]["images"] == 5
+  cfg = ScoringConfig((Evaluated("scenes", ("shapes", 1.0, tuple(options.items()))),))
+  report = scoring.evaluate(one_device, params, DATA, cfg, quiet=True)
+  assert 0 <= report["R@1"] <= report["R@upper_bound"] <= 1
+  assert report["sources"]["scenes"]["images"] == 5
 
 
 def encoded(height, width, seed=0):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from glipv2_jax.schema import abstract_batch
 from pipelines import build, mixture
-from pipelines.build import DataConfig, evaluation_batches, train_batches
+from pipelines.build import DataConfig, Look, evaluation_batches, evaluation_plan, train_batches
 from pipelines.masking import MaskingConfig
 from pipelines.mixture import Mixture, Part, Place
 from pipelines.prepare_example import Prepare, PrepareConfig
@@ -266,25 +266,30 @@ def test_training_counts_the_truncated_picture(cfg, folder):
   assert {pair for batch in batches for pair in batch.skipped} == {("undecodable_image", "coco_json/5")}
 
 
-def evaluate(source, words, cfg, **options):
-  with evaluation_batches(source, words, cfg, **options) as batches:
+def evaluate(source, words, cfg, limit=None, **options):
+  with evaluation_batches(source, words, cfg, evaluation_plan(source, cfg, limit), **options) as batches:
     assert batches.length == len(found := list(batches))
     return found
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_sees_every_image_once_per_prompt(folder, hosts):
+def test_evaluation_sees_every_image_once_per_look(folder, hosts):
   source = CocoJson(**dict(folder), keep_empty=True)
   words = load_words("shapes", 16)
   cfg = PrepareConfig(canvases=((40, 40), (24, 60)), batch=4, max_boxes=4)
-  parts = [evaluate(source, words, cfg, host=h, hosts=hosts, per_prompt=1) for h in range(hosts)]
+  looks = (Look(), Look(2.0, mirrored=True))
+  parts = [evaluate(source, words, cfg, host=h, hosts=hosts, looks=looks) for h in range(hosts)]
   assert len({len(part) for part in parts}) == 1
   for together in zip(*parts, strict=True):
     assert len({x.batch.image.shape for x in together}) == 1  # every host has the same canvas
   rows = [info for part in parts for batch in part for info in batch.info if info]
-  assert collections.Counter((i.image_id, i.phrases[0].name) for i in rows) == collections.Counter(
-    (i, name) for i in range(12) if i != 5 for name in ("cat", "dog")
+  assert collections.Counter((i.image_id, i.mirrored) for i in rows) == collections.Counter(
+    (i, mirrored) for i in range(12) if i != 5 for mirrored in (False, True)
   )
+  for part in parts:  # the two looks at a batch follow each other
+    for first, second in zip(part[::2], part[1::2], strict=True):
+      assert [i and i.image_id for i in first.info] == [i and i.image_id for i in second.info]
+      assert first.batch.image.shape[1] in (40, 24) and second.batch.image.shape[1] in (64, 96)
   skipped = [pair for part in parts for batch in part for pair in batch.skipped]
   assert skipped == [("undecodable_image", "coco_json/5")] * 2
   for part in parts:

@@ -12,7 +12,7 @@ from pipelines import mirror
 from pipelines.concepts import concept_id
 from pipelines.masks import from_pixels
 from pipelines.prepare_example import PrepareConfig, blank, evaluation_example, train_example, usable_boxes
-from pipelines.prompts import PromptConfig, all_classes_prompts
+from pipelines.prompts import PromptConfig
 from pipelines.records import BadRecord, Example
 from pipelines.sources.coco_json import CocoJson
 from pipelines.sources.shapes import Shapes
@@ -105,8 +105,7 @@ def test_a_broken_box_makes_the_record_unusable(words, box, reason):
   with pytest.raises(BadRecord, match=f"set/7: {reason}") as caught:
     train(broken, words)
   assert caught.value.reason == reason
-  prompt = all_classes_prompts(CLASSES, words)[0]
-  out = evaluation_example(broken, prompt, words, CFG, CANVAS)  # but it is predicted all the same
+  out = evaluation_example(broken, words, CFG, CANVAS)  # but it is predicted all the same
   assert 1 <= len(out.boxes_xyxy_px) <= 2 and np.isfinite(out.boxes_xyxy_px).all()
 
 
@@ -245,21 +244,27 @@ def test_mirrored_shapes_captions_stay_true(words):
   assert checked >= 20
 
 
-def test_evaluation_keeps_the_boxes_of_its_part_of_the_vocabulary(words):
-  prompts = all_classes_prompts(CLASSES, words, per_prompt=2)
-  assert len(prompts) == 2
-  parts = [evaluation_example(detection(), prompt, words, CFG, CANVAS) for prompt in prompts]
-  assert [[named_text(p, words, i) for i in range(len(p.boxes_xyxy_px))] for p in parts] == [
-    ["red circle"],
-    ["green star"],
-  ]
-  assert [tuple(phrase.name for phrase in p.phrases) for p in parts] == [CLASSES[:2], CLASSES[2:]]
-  assert all(p.reduced == () for p in parts)
+def test_evaluation_of_class_names_has_no_text_but_all_boxes_with_their_concepts(words):
+  out = evaluation_example(detection(), words, CFG, CANVAS)
+  assert out.text == "" and out.phrases == () and out.tokens_valid.sum() == 2 and not out.positive_map.any()
+  assert out.box_concept.tolist() == [concept_id("red circle"), concept_id("green star")] and out.reduced == ()
+
+
+def test_evaluation_of_a_mirrored_picture(words):
+  caption = "a red circle left of a blue square"
+  spans = (((0, 12),), ((21, 34),))
+  there, back = (evaluation_example(grounding(caption, spans), words, CFG, CANVAS, side) for side in (False, True))
+  assert (there.text, back.text) == (caption, caption.replace("left", "right"))
+  assert [p.name for p in there.phrases] == [p.name for p in back.phrases] and (there.mirrored, back.mirrored) == (0, 1)
+  assert there.phrases[1].span == (21, 34) and back.phrases[1].span == (22, 35)
+  width = there.image_size[1]
+  np.testing.assert_array_equal(there.image[:, :width], back.image[:, :width][:, ::-1])
+  np.testing.assert_allclose(there.boxes_xyxy_px[:, 0], width - 1 - back.boxes_xyxy_px[:, 2], atol=1e-4)
 
 
 def test_evaluation_phrases_of_a_caption_are_its_spans(words):
   example = grounding(spans=(((0, 12), (21, 34)), ((21, 34),)))
-  out = evaluation_example(example, None, words, CFG, CANVAS)
+  out = evaluation_example(example, words, CFG, CANVAS)
   assert [phrase.name for phrase in out.phrases] == ["a red circle", "a blue square"]
   assert [len(phrase.tokens) for phrase in out.phrases] == [3, 3]
   assert out.positive_map.sum(1).tolist() == [6, 3]
