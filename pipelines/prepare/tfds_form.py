@@ -116,8 +116,12 @@ def _content(example: Example) -> dict[str, Any]:
 
 
 def _fractions(example: Example, picture: bytes) -> np.ndarray:
-  """g 4 float64 ymin, xmin, ymax, xmax in 0..1, of boxes in the inclusive convention."""
+  """g 4 float64 ymin, xmin, ymax, xmax in 0..1 and in order, as TFDS demands, of boxes in the inclusive convention.
+
+  A box that is none (NaN, x2 < x1) becomes an empty one here; `glipv2_example` keeps it as it is."""
   height, width = images.size_of(picture, example.record)
   left, top, right, bottom = example.boxes_xyxy_px.astype(np.float64).T
   corners = np.stack([top / height, left / width, (bottom + 1) / height, (right + 1) / width], axis=-1)
-  return np.clip(corners, 0, 1)
+  corners = np.where(np.isfinite(corners).all(axis=-1, keepdims=True), corners, 0)
+  low, high = np.split(np.clip(corners, 0, 1), 2, axis=-1)
+  return np.concatenate([low, np.maximum(low, high)], axis=-1)

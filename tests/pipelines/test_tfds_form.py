@@ -7,11 +7,11 @@ import pytest
 
 from launch import data
 from pipelines import images
-from pipelines.prepare import tfds_form
-from pipelines.records import BadRecord
+from pipelines.prepare import shards, tfds_form
+from pipelines.records import BadRecord, Example
 from pipelines.sources import open_source
 from tests.pipelines.box_dialects import BOX_WRITERS
-from tests.pipelines.dialects import WRITERS, copied, read_all, same
+from tests.pipelines.dialects import HEIGHT, WIDTH, WRITERS, copied, picture, read_all, same
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `data`")
 
@@ -48,12 +48,12 @@ def test_every_dialect_comes_back_through_tfds(tmp_path, name):
 
 def check_content(example, content, features):
   """What TFDS decodes, compared with the Example."""
-  picture = images.decode(example.image)
-  np.testing.assert_array_equal(content["image"], picture)
+  pixels = images.decode(example.image)
+  np.testing.assert_array_equal(content["image"], pixels)
   assert content["image_id"].decode() == str(example.image_id)
   if example.kind in ("detection", "grounding"):
     assert len(content["objects"]["bbox"]) == len(example.boxes_xyxy_px)
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     for (top, left, bottom, right), box in zip(content["objects"]["bbox"], example.boxes_xyxy_px):
       found = [left * width, top * height, right * width - 1, bottom * height - 1]
       np.testing.assert_allclose(found, np.clip(box, [0, 0, -1, -1], [width, height, width - 1, height - 1]), atol=1e-4)
@@ -68,6 +68,30 @@ def check_content(example, content, features):
   if example.kind == "vqa":
     assert content["question"].decode() == example.questions[0].text
     assert tuple(answer.decode() for answer in content["answers"]) == example.questions[0].answers
+
+
+def test_boxes_that_are_none_are_kept_as_they_are(tmp_path):
+  """TFDS takes boxes inside the picture only; what is wrong is counted when it is read."""
+  boxes = np.array([[np.nan, 3, np.inf, 4], [9, 5, 2, 8], [-50, -50, -40, -40], [5, 6, 7, 8]], np.float32)
+  example = Example("mine", 3, "detection", picture(9), boxes, ("b", "a", "a", "b"))
+
+  class One:
+    name, kind, classes = "mine", "detection", ("a", "b")
+
+    def __len__(self):
+      return 1
+
+    def __getitem__(self, index):
+      return example
+
+  job = shards.start(data.ranges.SourceSpec("mine"), One(), str(tmp_path), 1, tfds="train")
+  shards.write_shard(One(), range(1), job)
+  shards.finish(job, 0.0)
+  assert same(open_source("tfds_data", data=str(tmp_path))[0], example)
+  (content,) = tfds.builder_from_directory(str(tmp_path)).as_data_source("train")
+  empty, found = np.array(content["objects"]["bbox"][:3]), content["objects"]["bbox"][3]
+  assert ((empty[:, 2] - empty[:, 0]) * (empty[:, 3] - empty[:, 1]) == 0).all()
+  np.testing.assert_allclose(found, [6 / HEIGHT, 5 / WIDTH, 9 / HEIGHT, 8 / WIDTH], atol=1e-6)
 
 
 def test_work_goes_on_with_the_same_bytes_in_another_process(tmp_path):
