@@ -19,10 +19,27 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+try:
+  import orjson
+except ImportError:
+  orjson = None
+
 Source = str | pathlib.Path | Sequence[Mapping[str, Any]]  # a file, or its records
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # IoU type -> the field that carries the shape
 _CHUNK = 1 << 22  # characters read at a time
 _BETWEEN = re.compile(r"\}\s*,\s*(?=\{)")  # two records of a list; run-length masks have no such characters
+
+
+def loads(text: str) -> Any:
+  """The value of a JSON text, by orjson where it is installed: it takes a third of the time.
+
+  What that refuses (NaN, half of a surrogate pair) the standard library decides, so both read the same, but for whole
+  numbers of more than 64 bits, which orjson makes floats. Raises json.JSONDecodeError.
+  """
+  if orjson is not None:
+    with contextlib.suppress(orjson.JSONDecodeError):
+      return orjson.loads(text)
+  return json.loads(text)
 
 
 def read_json(path: str | pathlib.Path, what: str = "file") -> Any:
@@ -31,7 +48,7 @@ def read_json(path: str | pathlib.Path, what: str = "file") -> Any:
   if not path.is_file():
     raise FileNotFoundError(f"{what} {path} does not exist; give the path of a JSON file")
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{what} {path} is not JSON (cut short, or of another format): {error}") from error
 
@@ -299,7 +316,7 @@ def _batches(path: pathlib.Path, name: str) -> Iterator[list[Any]]:
         continue
       block, text = (text[: cuts[-1].start() + 1], text[cuts[-1].end() :]) if more else (text.rstrip(), None)
       try:
-        batch = json.loads(f"[{block}]" if more else f"[{block}")
+        batch = loads(f"[{block}]" if more else f"[{block}")
       except json.JSONDecodeError as error:
         i = count + _readable(block)
         raise ValueError(f"{name}: record {i} breaks off or is not JSON; write or copy the whole file again") from error

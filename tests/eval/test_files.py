@@ -3,6 +3,8 @@
 import json
 import warnings
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -19,6 +21,26 @@ def written(tmp_path, text):
   path = tmp_path / "results.json"
   path.write_text(text)
   return path
+
+
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@hypothesis.given(VALUES, st.booleans(), st.integers(0, 3))
+def test_json_is_read_as_the_standard_library_reads_it(value, plain, lost):
+  text = json.dumps(value, ensure_ascii=plain)
+  assert json.dumps(files.loads(text)) == json.dumps(json.loads(text))
+  broken = text[: len(text) - lost]
+  try:
+    expected = json.dumps(json.loads(broken))
+  except json.JSONDecodeError:
+    with pytest.raises(json.JSONDecodeError):
+      files.loads(broken)
+  else:
+    assert json.dumps(files.loads(broken)) == expected
 
 
 @pytest.mark.parametrize("indent", [None, 2])
