@@ -5,10 +5,12 @@
   glipv2 data stats --source odvg_jsonl annotations=a.jsonl images=pictures --out report
   glipv2 data inspect --source shapes task=grounding --count 12 --out report
   glipv2 data prepare --source coco_json annotations=a.json images=train --processes 8 --out shards
+  glipv2 data prepare --source coco_json annotations=/d/a.json images=/d/train --out /d/shards --beam --runner Flink
 
 A source is its kind and options (`pipelines/sources`), as in a configuration; values are Python literals or plain text.
 The first three write JSON or PNG files into the folder of --out and print a table; `prepare` writes shards that the
-source `array_record` reads, and goes on where it was when it is started again.
+source `array_record` reads, and goes on where it was when it is started again. Its shards are the same bytes whether
+one process, several or Apache Beam (`--beam`, its in-process runner unless --runner follows) make them.
 """
 
 import argparse
@@ -64,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument("--per-shard", type=int, default=2000, help="records of the source in a shard (default 2000)")
   prepare.add_argument("--skip-limit", type=float, default=0.05, help="share that may be left out (default 0.05)")
   prepare.add_argument("--verify", action="store_true", help="compute the checksums of finished shards again")
+  prepare.add_argument("--tfds", default="", metavar="SPLIT", help="write this split of a TFDS data set, for tfds_data")
+  prepare.add_argument(
+    "--beam", nargs=argparse.REMAINDER, metavar="...", help="work on Apache Beam; all that follows are Beam's options"
+  )
   for long in (check, stats, prepare):
     long.add_argument("--processes", type=int, default=0, help="that read (default 0: this one)")
     long.add_argument("--limit", type=int, help="only the first so many records")
@@ -109,12 +115,17 @@ def run_stats(options: argparse.Namespace) -> int:
 
 def run_prepare(options: argparse.Namespace) -> int:
   """Writes the shards that are not finished, then manifest.json."""
+  if options.processes and options.beam is not None:
+    raise ValueError("--processes and --beam exclude each other; Beam has --direct_num_workers for its own runner")
   spec = parse_source(options.source)
-  job = shards.start(spec, ranges.opened(spec), options.out, options.per_shard, options.limit)
+  job = shards.start(spec, ranges.opened(spec), options.out, options.per_shard, options.limit, options.tfds)
   work = functools.partial(shards.write_shard, job=job, verify=options.verify)
   parts = ranges.split(job.length, job.per_shard)
-  for _ in tqdm(ranges.over(spec, work, parts, options.processes), total=len(parts), unit="shard", desc=spec.kind):
-    pass
+  if options.beam is not None:
+    ranges.on_beam(spec, work, parts, options.beam)
+  else:
+    for _ in tqdm(ranges.over(spec, work, parts, options.processes), total=len(parts), unit="shard", desc=spec.kind):
+      pass
   manifest = shards.finish(job, options.skip_limit)
   print(
     f"{manifest['records']} records in {len(manifest['shards'])} shards, left out: {manifest['left_out'] or 'none'}"

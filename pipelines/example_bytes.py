@@ -21,7 +21,7 @@ _LARGEST = 1 << 30  # bytes of one field
 def to_bytes(example: Example) -> bytes:
   """Raises ValueError for a mask that was moved to a canvas (of a source none is)."""
   fields = {field.name: getattr(example, field.name) for field in dataclasses.fields(Example)}
-  fields["image"] = _png(example.image) if isinstance(example.image, np.ndarray) else bytes(example.image)
+  fields["image"] = encoded(example.image)
   fields["boxes_xyxy_px"] = np.ascontiguousarray(example.boxes_xyxy_px, "<f4").tobytes()
   fields["questions"] = [(q.text, q.answers, q.id) for q in example.questions]
   if example.masks is not None:
@@ -48,9 +48,12 @@ def from_bytes(data: bytes) -> Example:
   return example
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def encoded(image: bytes | np.ndarray) -> bytes:
+  """The picture of an Example as a file: as it is, or pixels (h w 3 uint8) as a PNG."""
+  if not isinstance(image, np.ndarray):
+    return bytes(image)
   stream = io.BytesIO()
-  Image.fromarray(pixels).save(stream, "PNG")
+  Image.fromarray(image).save(stream, "PNG")
   return stream.getvalue()
 
 

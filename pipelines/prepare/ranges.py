@@ -1,7 +1,7 @@
-"""Long work over a source, range by range: in this process or in several, memory independent of the length.
+"""Long work over a source, range by range: in this process, in several or on Apache Beam.
 
 A piece of work is a function of (source, range of indices) that returns something small. Each process opens the source
-once for itself, and only as many results wait as there are processes.
+once for itself, and only as many results wait as there are processes: memory does not depend on the length.
 """
 
 import collections
@@ -51,6 +51,28 @@ def over(
     return
   with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
     yield from _ordered(pool, functools.partial(_work, spec, work), iter(parts), 2 * processes)
+
+
+def on_beam(
+  spec: SourceSpec, work: Callable[[Source, range], Any], parts: Sequence[range], flags: Sequence[str] = ()
+) -> None:
+  """work(source, part) for each part, each one element of a Beam pipeline. What it returns is dropped: it writes files.
+
+  Args:
+    flags: Beam's pipeline options, such as --runner=FlinkRunner. Without --runner it is Beam's direct runner in Python
+      (FnApiRunner); what Beam calls DirectRunner would first try to download a program.
+
+  Raises ImportError that names the extra, ValueError for a runner that Beam does not know, and what the runner makes of
+  exceptions of the work.
+  """
+  try:
+    import apache_beam as beam  # slow to import and needed only here
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise ImportError('--beam needs Apache Beam: pip install "glipv2_jax[beam]"') from error
+  with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags])) as pipeline:
+    spread = pipeline | "parts" >> beam.Create(parts) | "spread" >> beam.Reshuffle()
+    spread | "work" >> beam.Map(functools.partial(_work, spec, work))
 
 
 def _ordered(pool: ProcessPoolExecutor, call: Callable[[range], T], parts: Iterable[range], ahead: int) -> Iterator[T]:

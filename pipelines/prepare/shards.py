@@ -5,7 +5,8 @@
   manifest.json                   all of them: written when every shard is there
 
 A shard whose json is there is finished and is not made again, so work that was cut off goes on where it was; several
-machines may share the folder when they write different shards. Bad records are left out and counted by reason.
+machines may share the folder, and the last one to write a shard wins, with the same bytes. Bad records are left out and
+counted by reason. Records are Examples (`pipelines/example_bytes.py`) or those of TFDS (`tfds_form.py`).
 """
 
 import collections
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from pipelines import images
 from pipelines.example_bytes import to_bytes
+from pipelines.prepare import tfds_form
 from pipelines.prepare.ranges import SourceSpec
 from pipelines.records import BadRecord, Source
 from pipelines.sources.array_record import MANIFEST, VERSION
@@ -37,6 +40,7 @@ class Job:
   out: str
   length: int
   per_shard: int
+  tfds: str = ""  # the split of TFDS that the shards are; "": records are Examples
 
   @property
   def parts(self) -> int:
@@ -56,10 +60,10 @@ class Job:
     return shard if whole else None
 
 
-def start(spec: SourceSpec, source: Source, out: str, per_shard: int, limit: int | None = None) -> Job:
+def start(spec: SourceSpec, source: Source, out: str, per_shard: int, limit: int | None = None, tfds: str = "") -> Job:
   """Writes plan.json, or goes on with that of an earlier start.
 
-  Raises ValueError when the folder holds another plan, naming what differs.
+  Raises ValueError when the folder holds another plan, naming what differs, and as `tfds_form.check` does.
   """
   length = len(source) if limit is None else min(limit, len(source))
   if per_shard < 1 or length < 1:
@@ -74,17 +78,20 @@ def start(spec: SourceSpec, source: Source, out: str, per_shard: int, limit: int
     "length": length,
     "per_shard": per_shard,
   }
+  if tfds:
+    tfds_form.check(source, tfds)
+    plan["tfds"] = tfds
   plan, path = json.loads(json.dumps(plan)), pathlib.Path(out) / PLAN
   if path.is_file():
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    other = [key for key in plan if earlier.get(key) != plan[key]]
+    other = [key for key in plan | earlier if earlier.get(key) != plan.get(key)]
     if other:
-      changes = ", ".join(f"{key} {earlier.get(key)!r:.60} -> {plan[key]!r:.60}" for key in other)
+      changes = ", ".join(f"{key} {earlier.get(key)!r:.60} -> {plan.get(key)!r:.60}" for key in other)
       raise ValueError(f"{path} was begun with other settings ({changes}); use another folder, or remove this one")
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_json(path, plan)
-  return Job(spec, out, length, per_shard)
+  return Job(spec, out, length, per_shard, tfds)
 
 
 def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> Mapping[str, Any]:
@@ -96,7 +103,8 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
   if done := job.finished(number, verify):
     return done
   path, counts, named, records = job.file(number), collections.Counter(), {}, 0
-  unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+  unfinished = _unfinished(path)
+  encode = tfds_form.encoder(source) if job.tfds else to_bytes
   writer = ArrayRecordWriter(str(unfinished), "group_size:1")
   try:
     for index in part:
@@ -107,7 +115,7 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
         counts[error.reason] += 1
         named.setdefault(error.reason, []).append(str(error))
         continue
-      writer.write(to_bytes(example))
+      writer.write(encode(example))
       records += 1
     writer.close()
     shard = {
@@ -127,7 +135,7 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
 
 
 def finish(job: Job, skip_limit: float) -> Mapping[str, Any]:
-  """Writes manifest.json and returns it.
+  """Writes manifest.json, and the metadata of TFDS where the shards are TFDS's, and returns the manifest.
 
   Raises ValueError when a shard is missing, or a larger share than `skip_limit` of the records was left out.
   """
@@ -146,8 +154,15 @@ def finish(job: Job, skip_limit: float) -> Mapping[str, Any]:
   plan = json.loads((pathlib.Path(job.out) / PLAN).read_text(encoding="utf-8"))
   short = [{key: shard[key] for key in ("file", "first", "records", "bytes", "sha256")} for shard in shards]
   manifest = plan | {"records": sum(s["records"] for s in shards), "left_out": dict(left_out), "shards": short}
+  if job.tfds:
+    tfds_form.write_metadata(job.out, manifest)
   _write_json(pathlib.Path(job.out) / MANIFEST, manifest)
   return manifest
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+  """Where a file is written before it gets its name: two workers may make the same one at the same time."""
+  return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -156,6 +171,6 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+  unfinished = _unfinished(path)
   unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   os.replace(unfinished, path)

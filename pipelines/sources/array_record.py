@@ -44,6 +44,8 @@ class ArrayRecords:
     try:
       if mapping(content, "the manifest")["version"] != VERSION:
         raise ValueError(f"version {content['version']!r:.40} is not {VERSION}; prepare the data again")
+      if "tfds" in content:
+        raise ValueError(f"its records are of TFDS; read its split {content['tfds']!r:.40} with the source tfds_data")
       self.name, self.kind = text(content["name"], "name"), text(content["kind"], "kind")
       self.classes = tuple(items(content["classes"], "classes"))
       check_names(path, self.classes)

@@ -2,27 +2,41 @@
 
 A feature of objects with `bbox` (fractions: ymin, xmin, ymax, xmax), `label` and perhaps `is_crowd` makes a detection
 set (`coco`, `voc`, `open_images_v4`, ...); with `caption` the texts of a feature make a set of the kind 'caption'.
-Needs the extra `data`.
+What `glipv2 data prepare --tfds` wrote is read whole, whatever its kind. Needs the extra `data`.
 """
 
+import dataclasses
 import pathlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from pipelines import images
+from pipelines.example_bytes import from_bytes
 from pipelines.records import BadRecord, Example, record_name
 from pipelines.sources.index import inclusive_corners
 from pipelines.sources.parts import faults_as_bad_record
 
+WHOLE = "glipv2_example"  # the feature of pipelines/prepare/tfds_form.py that holds an Example without its picture
 _NO_BOXES = np.zeros((0, 4), np.float32)
 
 
+def import_tfds() -> ModuleType:
+  """tensorflow_datasets, which is slow to import and needed here only. Raises ImportError that names the extra."""
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise ImportError('TFDS needs tensorflow_datasets: pip install "glipv2_jax[data]"') from error
+  return tfds
+
+
 class TfdsData:
-  """Random access to one split. The id of a record is its position.
+  """Random access to one split. The id of a record is its position, or that of the prepared Example.
 
   Attributes:
-    kind: 'detection' or 'caption'.
+    kind: 'detection' or 'caption', or that of the source that was prepared.
     classes: the names of the label feature, or ().
   """
 
@@ -34,7 +48,7 @@ class TfdsData:
     image: str = "image",
     objects: str = "objects",
     caption: str = "",
-    name: str = "tfds_data",
+    name: str = "",
   ):
     """Opens the split.
 
@@ -45,20 +59,16 @@ class TfdsData:
       objects: the feature of the objects.
       caption: instead of objects: the feature of the text, 'captions/text' for one inside another; of several texts the
         first is used.
-      name: of this data set, for messages and counts.
+      name: of this data set, for messages and counts; 'tfds_data', or that of the source that was prepared, if empty.
 
     Raises:
       ImportError: tensorflow_datasets is missing.
       FileNotFoundError, ValueError: the folder is missing or not of this form.
     """
-    try:
-      import tensorflow_datasets as tfds  # slow to import and needed only here
-    except ImportError as error:
-      raise ImportError('the source tfds_data needs tensorflow_datasets: pip install "glipv2_jax[data]"') from error
+    tfds = import_tfds()
     if not pathlib.Path(data).joinpath("dataset_info.json").is_file():
       raise FileNotFoundError(f"{data} has no dataset_info.json; set `data` to the folder of one version of a data set")
-    self.name, self._image, self._objects, self._caption = name, image, objects, tuple(caption.split("/"))
-    self.kind = "caption" if caption else "detection"
+    self._image, self._objects, self._caption = image, objects, tuple(caption.split("/"))
     try:
       builder = tfds.builder_from_directory(data)
       self._data = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
@@ -70,6 +80,12 @@ class TfdsData:
     features = builder.info.features
     if image not in features:
       raise ValueError(f"{data} has no feature {image!r}; set `image` to one of {list(features)}")
+    self._whole = WHOLE in features and not caption
+    if self._whole:
+      about = builder.info.metadata
+      self.name, self.kind, self.classes = name or about["name"], about["kind"], tuple(about["classes"])
+      return
+    self.name, self.kind = name or "tfds_data", "caption" if caption else "detection"
     self.classes = () if caption else _classes(data, features, objects)
     if caption and _at(features, self._caption) is None:
       raise ValueError(f"{data} has no feature {caption!r}; set `caption` to one of {list(features)}")
@@ -78,25 +94,25 @@ class TfdsData:
     return len(self._data)
 
   def caption(self, index: int) -> str:
-    """The text of a record. Raises BadRecord('empty_caption')."""
-    return self._text(self._data[index], record_name(self.name, index))
-
-  def _text(self, content: dict[str, Any], record: str) -> str:
-    found = content
-    for part in self._caption:
-      found = found[part]
-    found = found if isinstance(found, str | bytes) else next(iter(found), b"")
-    caption = " ".join((found.decode("utf-8", "replace") if isinstance(found, bytes) else found).split())
-    if not caption:
-      raise BadRecord("empty_caption", record)
-    return caption
+    """The text of a record. Raises BadRecord as reading the record does."""
+    example = self[index]
+    if not example.caption.strip():
+      raise BadRecord("empty_caption", example.record)
+    return example.caption
 
   def __getitem__(self, index: int) -> Example:
-    """Raises BadRecord('empty_caption' or 'broken_annotation', or of a broken picture whose size boxes need)."""
+    """Raises BadRecord('broken_record', 'broken_annotation', 'empty_caption', or of a broken picture whose size boxes
+    need)."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of {len(self)} in {self.name}")
-    content, record = self._data[int(index)], record_name(self.name, index)
-    picture = bytes(content[self._image])
+    record = record_name(self.name, index)
+    try:
+      content = self._data[int(index)]
+      picture = bytes(content[self._image])
+      if self._whole:
+        return dataclasses.replace(from_bytes(content[WHOLE]), source=self.name, image=picture)
+    except (ValueError, KeyError, RuntimeError, OSError, IndexError, DecodeError) as error:
+      raise BadRecord("broken_record", record, f"{error}"[:300]) from error
     if self.kind == "caption":
       return Example(self.name, index, "caption", picture, _NO_BOXES, caption=self._text(content, record))
     objects = content[self._objects]
@@ -112,6 +128,16 @@ class TfdsData:
     if not 0 <= number < len(self.classes):  # -1: TFDS' unknown
       raise ValueError(f"label {number} is none of the {len(self.classes)} classes")
     return self.classes[number]
+
+  def _text(self, content: dict[str, Any], record: str) -> str:
+    found = content
+    for part in self._caption:
+      found = found[part]
+    found = found if isinstance(found, str | bytes) else next(iter(found), b"")
+    caption = " ".join((found.decode("utf-8", "replace") if isinstance(found, bytes) else found).split())
+    if not caption:
+      raise BadRecord("empty_caption", record)
+    return caption
 
 
 def _at(features: Any, path: tuple[str, ...]) -> Any:

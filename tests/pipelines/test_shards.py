@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -135,28 +136,61 @@ def test_another_plan_is_refused(tmp_path, capsys):
   assert "per_shard 6 -> 3" in capsys.readouterr().err
 
 
-def test_broken_records_are_counted_and_too_many_stop(tmp_path, capsys):
-  """A whole shard without a usable record too."""
-  kind, write, _ = BOX_WRITERS["coco"] if "coco" in BOX_WRITERS else next(iter(BOX_WRITERS.values()))
+@pytest.fixture
+def broken(tmp_path):
+  """(the words of a COCO-format source with a broken picture, its clean Examples, how many of them are broken)."""
+  kind, write, _ = BOX_WRITERS["coco"]
   folder = tmp_path / "source"
   folder.mkdir()
   options = write(folder)
   clean = read_all(open_source(kind, **options))
-  pictures = sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".jpg"))
-  for path in pictures:
+  for path in folder.rglob("*.png"):
     if path.read_bytes() == clean[0].image:
       path.write_bytes(clean[0].image[:40])
-  broken = sum(e.image == clean[0].image for e in clean)
-  assert 0 < broken < len(clean)
-  command = words(kind, options)
+  count = sum(e.image == clean[0].image for e in clean)
+  assert 0 < count < len(clean)
+  return words(kind, options), clean, count
+
+
+def test_broken_records_are_counted_and_too_many_stop(tmp_path, capsys, broken):
+  """A whole shard without a usable record too."""
+  command, clean, count = broken
   assert prepare(command, tmp_path / "out", "--per-shard", "1") == 1
   assert "undecodable_image" in capsys.readouterr().err
   assert not (tmp_path / "out" / "manifest.json").exists()
   assert prepare(command, tmp_path / "out", "--per-shard", "1", "--skip-limit", "0.99") == 0
-  assert json.loads((tmp_path / "out" / "manifest.json").read_text())["left_out"] == {"undecodable_image": broken}
+  assert json.loads((tmp_path / "out" / "manifest.json").read_text())["left_out"] == {"undecodable_image": count}
   shards = open_source("array_record", data=str(tmp_path / "out"))
   assert all(map(same, [e for e in clean if e.image != clean[0].image], read_all(shards)))
-  assert len(shards) == len(clean) - broken
+  assert len(shards) == len(clean) - count
+
+
+def test_beam_makes_the_same_bytes_and_goes_on(tmp_path, broken, capsys):
+  """Broken records are counted, too many stop it, finished shards stay as they are."""
+  pytest.importorskip("apache_beam", reason="needs the extra `beam`")
+  command, plain, beam = broken[0], tmp_path / "plain", tmp_path / "beam"
+  assert prepare(command, beam, "--per-shard", "1", "--beam") == 1
+  assert "undecodable_image" in capsys.readouterr().err and not (beam / "manifest.json").exists()
+  gone, *kept = sorted(beam.glob("*.array_record"))
+  times = [path.stat().st_mtime_ns for path in kept]
+  gone.unlink()
+  limit = ["--skip-limit", "0.99"]
+  assert prepare(command, beam, "--per-shard", "1", *limit, "--beam", "--direct_num_workers", "1") == 0
+  assert [path.stat().st_mtime_ns for path in kept] == times
+  assert prepare(command, plain, "--per-shard", "1", *limit) == 0
+  made = sorted(path.name for path in plain.iterdir())
+  assert made == sorted(path.name for path in beam.iterdir())
+  assert all((plain / name).read_bytes() == (beam / name).read_bytes() for name in made)
+  assert prepare(command, plain, "--per-shard", "1", "--beam", "--runner", "nothing") == 1
+  assert "Unexpected pipeline runner: nothing" in capsys.readouterr().err
+
+
+def test_beam_is_missing_or_in_the_way(tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  assert prepare(SHAPES, tmp_path, "--beam") == 1
+  assert 'pip install "glipv2_jax[beam]"' in capsys.readouterr().err
+  assert prepare(SHAPES, tmp_path, "--processes", "2", "--beam") == 1
+  assert "--processes and --beam exclude each other" in capsys.readouterr().err
 
 
 def test_damage_is_a_bad_record_or_stops_the_start(tmp_path):
