@@ -11,9 +11,6 @@ glip_l to; in float32 its deep stages are held to 1e-3, which a wrong layer woul
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +21,19 @@ from glipv2_jax import anchors as anchorlib
 from glipv2_jax import infer
 from glipv2_jax.models import variants
 from glipv2_jax.schema import Outputs
-from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, train_batch, weight
+from tests.authors import (
+  LEVELS,
+  channels_last,
+  check,
+  in_float64,
+  load,
+  nchw,
+  network,
+  pixels,
+  run,
+  train_batch,
+  weight,
+)
 
 LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 1e-3}
 # bbox_reg_p3 of GLIP-L, recorded whole: the authors' code in float32 against itself in float64.
@@ -182,11 +191,7 @@ def test_glip_l():
 @pytest.mark.slow
 def test_in_float64():
   """GLIP-L without rounding of ours: what is left is the recording's, as large as the authors' code measured it."""
-  environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-  program = [sys.executable, "-m", "tests.models.golden_float64"]
-  done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
+  found = in_float64("tests.models.golden_float64")
   assert found["head/bbox_reg_p3"] == pytest.approx(AUTHORS_ROUNDING, rel=1e-3)
   assert max(found.values()) < 2.25e-4
 
