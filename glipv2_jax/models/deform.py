@@ -59,27 +59,29 @@ def deform_convs(
   mask: jax.Array,
   kernels: Sequence[jax.Array],
   biases: Sequence[jax.Array],
-) -> jax.Array:
+) -> list[jax.Array]:
   """cells b n c; offset b p 9 2 (dy, dx); mask b p 9; kernel 3 3 c o and bias o number i serve the cells of `where[i]`.
 
-  Returns b p o. Products run in the dtype of cells and kernels; positions, sums and the result are float32.
+  Returns for every part of `where` its b p' o. Products run in the dtype of cells and kernels; positions, sums and the
+  results are float32.
   """
-  target = concatenate(where)
   splits = np.cumsum([len(part) for part in where])[:-1]
+  by_tap = [jnp.moveaxis(t.astype(jnp.float32), 2, 0) for t in (offset[..., 0], offset[..., 1], mask)]
+  by_tap = [jnp.split(t, splits, 2) for t in by_tap]
+  weights = [kernel.reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
   i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
-  offset, mask = offset.astype(jnp.float32), mask.astype(jnp.float32)
 
   @jax.checkpoint
-  def visit(total, tap):
-    i, j, offset, mask, weights = tap
-    sampled = sample(cells, target, target.row + i + offset[..., 0], target.column + j + offset[..., 1], mask)
-    parts = jnp.split(sampled.astype(cells.dtype), splits, 1)
-    return total + jnp.concatenate([product(part, w) for part, w in zip(parts, weights, strict=True)], 1), None
+  def visit(totals, tap):
+    i, j, parts = tap
+    added = []
+    for total, target, (dy, dx, mask, weights) in zip(totals, where, parts, strict=True):
+      sampled = sample(cells, target, target.row + i + dy, target.column + j + dx, mask)
+      added.append(total + product(sampled.astype(cells.dtype), weights))
+    return added, None
 
-  weights = [kernel.reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
-  by_tap = (i, j, jnp.moveaxis(offset, 2, 0), jnp.moveaxis(mask, 2, 0), weights)
-  total = [jnp.broadcast_to(bias, (cells.shape[0], len(part), *bias.shape)) for part, bias in zip(where, biases)]
-  return jax.lax.scan(visit, jnp.concatenate(total, 1), by_tap)[0]
+  totals = [jnp.broadcast_to(bias, (cells.shape[0], len(part), *bias.shape)) for part, bias in zip(where, biases)]
+  return jax.lax.scan(visit, totals, (i, j, list(zip(*by_tap, weights, strict=True))))[0]
 
 
 def product(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -90,16 +92,43 @@ def product(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 def sample(cells: jax.Array, where: Places, y: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
   """The source maps at y, x (b p float32, in cells), bilinear with zeros outside, times mask (b p) -> b p c float32."""
-  total, top, left = 0.0, jnp.floor(y), jnp.floor(x)
+  indices, weights, top, left = [], [], jnp.floor(y), jnp.floor(x)
   for row in (top, top + 1):
     for column in (left, left + 1):
       inside = (row >= 0) & (row < where.height) & (column >= 0) & (column < where.width)
-      weight = jnp.where(inside, (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column)) * mask, 0.0)
+      weights.append(jnp.where(inside, (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column)) * mask, 0.0))
       index = jnp.clip(row, 0, where.height - 1) * where.width + jnp.clip(column, 0, where.width - 1)
-      index = index.astype(jnp.int32) + where.start
-      near = jax.vmap(lambda one, at: one.at[at].get(mode="promise_in_bounds"))(cells, index)
-      total += near.astype(jnp.float32) * weight[..., None]
-  return total
+      indices.append(index.astype(jnp.int32) + where.start)
+  return blend(cells, indices, weights)
+
+
+@jax.custom_vjp
+def blend(cells: jax.Array, indices: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
+  """Sum over k of the rows indices[k] (b p) of cells (b n c), times weights[k] (b p) -> b p c float32."""
+  return sum(rows(cells, at).astype(jnp.float32) * w[..., None] for at, w in zip(indices, weights, strict=True))
+
+
+def rows(cells: jax.Array, at: jax.Array) -> jax.Array:
+  """b n c, b p -> b p c."""
+  return jax.vmap(lambda one, at: one.at[at].get(mode="promise_in_bounds"))(cells, at)
+
+
+def _blend_forward(cells, indices, weights):
+  return blend(cells, indices, weights), (cells, indices, weights)
+
+
+def _blend_backward(saved, g):
+  """All rows are added into one array, in turn; the derived gradient would fill and add up one for each k."""
+  cells, indices, weights = saved
+  to_cells = jnp.zeros_like(cells)
+  for at, w in zip(indices, weights, strict=True):
+    part = (g * w[..., None]).astype(cells.dtype)
+    to_cells = jax.vmap(lambda one, at, part: one.at[at].add(part, mode="promise_in_bounds"))(to_cells, at, part)
+  to_weights = [jnp.sum(g * rows(cells, at).astype(jnp.float32), -1) for at in indices]
+  return to_cells, None, to_weights
+
+
+blend.defvjp(_blend_forward, _blend_backward)
 
 
 def deform_conv(
@@ -110,7 +139,8 @@ def deform_conv(
   _, rows, columns, _ = mask.shape
   where = [places((rows, columns), stride, (h, w), 0)]
   flat = [t.reshape(b, rows * columns, *t.shape[3:]) for t in (offset, mask)]
-  return deform_convs(x.reshape(b, h * w, c), where, *flat, [kernel], [bias]).reshape(b, rows, columns, -1)
+  (y,) = deform_convs(x.reshape(b, h * w, c), where, *flat, [kernel], [bias])
+  return y.reshape(b, rows, columns, -1)
 
 
 class DeformConv(nnx.Module):

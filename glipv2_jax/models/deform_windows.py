@@ -42,7 +42,7 @@ class Reader:
     return BLOCK[0] // self.stride, BLOCK[1] // self.stride
 
 
-def form(name: str) -> Callable[..., jax.Array]:
+def form(name: str) -> Callable[..., list[jax.Array]]:
   """The function of a `ModelConfig.deform`."""
   return {"gather": deform.deform_convs, "windows": deform_convs}[name]
 
@@ -108,8 +108,8 @@ def deform_convs(
   mask: jax.Array,
   kernels: Sequence[jax.Array],
   biases: Sequence[jax.Array],
-) -> jax.Array:
-  """`deform.deform_convs`: the same arguments, the same result. The weights of a place are rounded to cells' dtype."""
+) -> list[jax.Array]:
+  """`deform.deform_convs`: the same arguments, the same results. The weights of a place are rounded to cells' dtype."""
 
   def on_device(cells, offset, mask, kernels, biases):
     far = beyond(deform.concatenate(where), offset)
@@ -117,7 +117,8 @@ def deform_convs(
 
     def add_far(near):
       nothing = [jnp.zeros_like(bias) for bias in biases]
-      return near + deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+      more = deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+      return jax.tree.map(jnp.add, near, more)
 
     return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
 
@@ -142,8 +143,8 @@ def beyond(where: Places, offset: jax.Array) -> jax.Array:
   return outside & on_map
 
 
-def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.Array:
-  """The convolution of places that lie in their windows."""
+def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> list[jax.Array]:
+  """The convolutions of places that lie in their windows."""
   b, c, o = cells.shape[0], cells.shape[2], kernels[0].shape[-1]
   offset, mask = jnp.moveaxis(offset, (2, 3), (0, 1)), jnp.moveaxis(mask, 2, 0)  # taps 2 b p, taps b p
   # Maps whose readers have the same strides and kernels go through the same products.
@@ -182,15 +183,15 @@ def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.
     for kind, source in zip(groups, sources)
   ]
   totals, _ = jax.lax.scan(visit, totals, (i, j, inputs, weights))
-  found = {}
+  found = [{} for _ in kernels]  # per kernel, its maps by their first row
   for members, total in zip(groups.values(), totals):
     begin = 0
     for own in members:
       count = int(np.prod(grid(own[0].source)))
       for reader, values in zip(own, total):
-        found[reader.begin] = untiled(values[:, begin : begin + count], reader)
+        found[reader.kernel][reader.begin] = untiled(values[:, begin : begin + count], reader)
       begin += count
-  return jnp.concatenate([found[begin] for begin in sorted(found)], 1)
+  return [jnp.concatenate([of_kernel[begin] for begin in sorted(of_kernel)], 1) for of_kernel in found]
 
 
 def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:

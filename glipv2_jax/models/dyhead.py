@@ -56,7 +56,10 @@ def bilinear(x: jax.Array, h: int, w: int, size=None, fine_size=None) -> jax.Arr
 
 
 class Segments:
-  """Means over the maps that lie one after the other in `b n d`; padded cells (False in `valid`, b n) do not count."""
+  """Means over the maps that lie one after the other in `b n d`; padded cells (False in `valid`, b n) do not count.
+
+  Products with every example's own matrix (also where all are the same): otherwise the CPU backend transposes x first.
+  """
 
   def __init__(self, counts: Sequence[int], valid: jax.Array | None = None):
     ends = np.cumsum(counts)[:, None]
@@ -67,11 +70,13 @@ class Segments:
 
   def mean(self, x: jax.Array) -> jax.Array:
     """b n d -> b s d."""
-    return jnp.einsum("sn,bnd->bsd" if self.weights.ndim == 2 else "bsn,bnd->bsd", self.weights, x, precision="highest")
+    weights = jnp.broadcast_to(self.weights, (x.shape[0], *self.weights.shape[-2:]))
+    return jnp.matmul(weights, x, precision="highest")
 
   def spread(self, x: jax.Array) -> jax.Array:
     """b s d -> b n d, every cell gets the value of its map."""
-    return jnp.einsum("sn,bsd->bnd", self.member, x, precision="highest")
+    member = jnp.broadcast_to(self.member.T, (x.shape[0], *self.member.T.shape))
+    return jnp.matmul(member, x, precision="highest")
 
   def standardise(self, x: jax.Array, groups: int) -> jax.Array:
     """Every map and group of channels of b n d to mean 0 and variance 1. Keeps only x for the backward pass."""
@@ -137,23 +142,32 @@ class DyConv(nnx.Module):
     valid = None
     if sizes is not None:
       valid = [flatten(cells_valid(size, *shape)[..., None])[..., 0] for size, shape in zip(sizes, shapes, strict=True)]
-    coarser, same, finer = self.convolve(levels, shapes, counts, sizes, valid)
+
+    def segments(first, last):
+      return Segments(counts[first:last], None if valid is None else jnp.concatenate(valid[first:last], 1))
+
+    n = len(levels)
+    every, deeper = segments(0, n), segments(1, n)
+    coarser, same, finer = self.convolve(levels, shapes, counts, sizes, (deeper, every, deeper))
 
     # The coarser branch moves to the resolution of the level that asked for it.
     raised = []
     for l, y in enumerate(jnp.split(coarser, np.cumsum(counts[1:-1]), 1)):
       sizes_here = (None, None) if sizes is None else (sizes[l + 1], sizes[l])
       raised.append(flatten(bilinear(y.reshape(-1, *shapes[l + 1], y.shape[-1]), *shapes[l], *sizes_here)))
-    raised = jnp.pad(jnp.concatenate(raised, 1), ((0, 0), (0, counts[-1]), (0, 0)))
-    finer = jnp.pad(finer, ((0, 0), (counts[0], 0), (0, 0)))
+    raised = jnp.concatenate(raised, 1)
 
-    segments = Segments(counts, None if valid is None else jnp.concatenate(valid, 1))
-    branches = np.array([2, *[3] * (len(levels) - 2), 2], np.float32)  # the ends of the pyramid lack a neighbour
+    branches = np.array([2, *[3] * (n - 2), 2], np.float32)  # the ends of the pyramid lack a neighbour
     mixed = 0.0
-    for feature in (raised, same, finer):
-      weight = hard_sigmoid(jax.nn.relu(self.scale_attention(segments.mean(feature)))) / branches[:, None]
-      mixed += feature * segments.spread(weight)
-    a1, b1, a2, b2 = self.dyrelu.coefficients(segments.mean(mixed))
+    for feature, first, last, maps in (
+      (raised, 0, n - 1, segments(0, n - 1)),
+      (same, 0, n, every),
+      (finer, 1, n, deeper),
+    ):
+      weight = hard_sigmoid(jax.nn.relu(self.scale_attention(maps.mean(feature)))) / branches[first:last, None]
+      elsewhere = sum(counts[:first]), sum(counts[last:])
+      mixed += jnp.pad(feature * maps.spread(weight), ((0, 0), elsewhere, (0, 0)))
+    a1, b1, a2, b2 = self.dyrelu.coefficients(every.mean(mixed))
     outputs, starts = [], np.cumsum([0, *counts])
     for l, shape in enumerate(shapes):
       x = mixed[:, starts[l] : starts[l + 1]]
@@ -161,8 +175,11 @@ class DyConv(nnx.Module):
       outputs.append(zero_padding(x.reshape(-1, *shape, x.shape[-1]), None if sizes is None else sizes[l]))
     return outputs
 
-  def convolve(self, levels, shapes, counts, sizes, valid) -> list[jax.Array]:
-    """The three branches after their group norms: b n' d for levels P4..P7, b n d for P3..P7, b n' d for P4..P7."""
+  def convolve(self, levels, shapes, counts, sizes, segments) -> list[jax.Array]:
+    """The three branches after their group norms: b n' d for levels P4..P7, b n d for P3..P7, b n' d for P4..P7.
+
+    `segments`: the maps of each branch.
+    """
     positions = [self.offset(x).astype(jnp.float32) for x in levels]
     size = [None] * len(levels) if sizes is None else sizes
     starts, deeper = np.cumsum([0, *counts]), range(1, len(levels))
@@ -181,12 +198,11 @@ class DyConv(nnx.Module):
     offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
     biases = [branch.conv.bias[...] for branch in self.branches]
     deform_convs = deform_windows.form(self.deform)
-    y = deform_convs(cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
-
-    valid = None if valid is None else jnp.concatenate([*valid[1:], *valid, *valid[1:]], 1)
-    y = Segments([*counts[1:], *counts, *counts[1:]], valid).standardise(y, self.groups)
-    parts = jnp.split(y, np.cumsum([len(part) for part in where])[:-1], 1)
-    return [part * b.norm.scale[...] + b.norm.bias[...] for part, b in zip(parts, self.branches, strict=True)]
+    branches = deform_convs(cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
+    return [
+      maps.standardise(y, self.groups) * branch.norm.scale[...] + branch.norm.bias[...]
+      for y, maps, branch in zip(branches, segments, self.branches, strict=True)
+    ]
 
 
 def flatten(x: jax.Array) -> jax.Array:
