@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from glipv2_jax.models import deform_windows
-from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, places, product
+from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, places
 from glipv2_jax.models.layers import Linear, conv, hard_sigmoid, normal_01, ones, zeros
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import HeadConfig
@@ -175,32 +175,14 @@ class DyConv(nnx.Module):
       outputs.append(zero_padding(x.reshape(-1, *shape, x.shape[-1]), None if sizes is None else sizes[l]))
     return outputs
 
-  def positions(self, cells, shapes):
-    kernel = self.offset.kernel[...].astype(self.dtype)
-    o = kernel.shape[-1]
-    kernel = jnp.moveaxis(kernel, 2, 0).reshape(cells.shape[-1], -1)
-    z = product(cells, kernel)
-    out=[]
-    for shape, part in zip(shapes, jnp.split(z, np.cumsum([h*w for h,w in shapes])[:-1], 1)):
-      h, w = shape
-      part = jnp.pad(part.reshape(-1, h, w, TAPS*o), ((0,0),(1,1),(1,1),(0,0)))
-      y = self.offset.bias[...]
-      for k in range(TAPS):
-        i, j = divmod(k, 3)
-        y = y + part[:, i:i+h, j:j+w, k*o:(k+1)*o]
-      out.append(y)
-    return out
-
   def convolve(self, levels, shapes, counts, sizes, segments) -> list[jax.Array]:
     """The three branches after their group norms: b n' d for levels P4..P7, b n d for P3..P7, b n' d for P4..P7.
 
     `segments`: the maps of each branch.
     """
-    cells = jnp.concatenate([flatten(x) for x in levels], 1).astype(self.dtype)
-    starts = np.cumsum([0, *counts])
-    positions = self.positions(cells, shapes)
+    positions = [self.offset(x).astype(jnp.float32) for x in levels]
     size = [None] * len(levels) if sizes is None else sizes
-    deeper = range(1, len(levels))
+    starts, deeper = np.cumsum([0, *counts]), range(1, len(levels))
     read = [
       jnp.concatenate([reinterpret(part, *shapes[l], size[l - 1], size[l])
                        for part in jnp.split(positions[l - 1], [2 * TAPS], -1)], -1) for l in deeper
@@ -211,6 +193,7 @@ class DyConv(nnx.Module):
       concatenate([places(shapes[l], 2, shapes[l - 1], starts[l - 1]) for l in deeper]),
     ]
     asked = jnp.concatenate([flatten(p) for p in (*read, *positions, *positions[1:])], 1)
+    cells = jnp.concatenate([flatten(x) for x in levels], 1).astype(self.dtype)
     kernels = [branch.conv.kernel[...].astype(self.dtype) for branch in self.branches]
     offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
     biases = [branch.conv.bias[...] for branch in self.branches]
