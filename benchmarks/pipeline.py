@@ -11,17 +11,20 @@ fastest decoder: the limit; (b) torch.utils.data.DataLoader doing the same work 
 uint8 pictures on the same canvases, tokens and positive maps. With --workers both also run in so many processes.
 padding: the share of pixels without a picture for COCO's shapes, batches of one shape and mixed batches.
 memory: resident memory of this process and its worker over many examples.
-index: start-up, seeking and memory with a json-lines file of many rows. Every part runs in a process of its own.
+index: start-up, seeking and memory with many rows, as json lines and as ArrayRecord shards.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import io
 import itertools
 import json
+import multiprocessing
 import pathlib
 import pickle
+import resource
 import sys
 import tempfile
 import time
@@ -35,6 +38,7 @@ from PIL import Image
 
 from benchmarks import torch_loader
 from configs import common
+from launch import data
 from pipelines import build, images, mixture, prompts
 from pipelines.collate import collate
 from pipelines.prepare_example import Prepare
@@ -53,6 +57,7 @@ COCO_SIZES = (
 CLASSES = 80
 BOXES = 7  # per picture
 QUALITY = 92  # about COCO's 160 kB per picture
+PER_SHARD = 2000  # records
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -314,46 +319,71 @@ def memory(folder: pathlib.Path, options: argparse.Namespace) -> dict:
 # Start-up.
 
 
+LINE = {
+  "filename": "0.jpg", "height": 64, "width": 64,
+  "grounding": {
+    "caption": "a red circle left of a blue square", "regions": [
+      {"phrase": "a red circle", "bbox": [1, 1, 30, 30], "tokens_positive": [[0, 12]]},
+      {"phrase": "a blue square", "bbox": [20, 20, 60, 60], "tokens_positive": [[21, 34]]},
+    ]
+  },
+}  # fmt: skip
+
+
 def index(folder: pathlib.Path, options: argparse.Namespace) -> dict:
-  """A grounding set in ODVG's json lines; one row in a thousand is written by itself, the others repeat it."""
+  """A grounding set in ODVG's json lines, one line over and over, and the same as shards of ArrayRecord, links to one
+  file. Each is opened in a process of its own."""
   Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "0.jpg")
-  line = {
-    "filename": "0.jpg", "height": 64, "width": 64,
-    "grounding": {
-      "caption": "a red circle left of a blue square", "regions": [
-        {"phrase": "a red circle", "bbox": [1, 1, 30, 30], "tokens_positive": [[0, 12]]},
-        {"phrase": "a blue square", "bbox": [20, 20, 60, 60], "tokens_positive": [[21, 34]]},
-      ]
-    },
-  }  # fmt: skip
-  block = (json.dumps(line) + "\n").encode() * 1000
-  path = folder / "rows.jsonl"
-  with path.open("wb") as file:
-    for _ in range(options.rows // 1000):
+  lines = write_lines(folder, options.rows)
+  sets = {"json lines": lines, "array_record": write_shards(folder, options.rows)}
+  report: dict = {"rows": options.rows, "file_gigabytes": round((folder / "rows.jsonl").stat().st_size / 1e9, 2)}
+  for name, entry in sets.items():
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+      report[name] = process.submit(_start, entry, options.rows).result()
+  return report
+
+
+def write_lines(folder: pathlib.Path, rows: int, name: str = "rows.jsonl") -> build.SourceEntry:
+  block = (json.dumps(LINE) + "\n").encode() * PER_SHARD
+  with (folder / name).open("wb") as file:
+    for _ in range(rows // PER_SHARD):
       file.write(block)
+  return ("odvg_jsonl", 1.0, (("annotations", str(folder / name)), ("images", str(folder))))
+
+
+def write_shards(folder: pathlib.Path, rows: int) -> build.SourceEntry:
+  kind, _, options = write_lines(folder, PER_SHARD, "shard.jsonl")
+  out = folder / "shards"
+  words = [f"{key}={value}" for key, value in options]
+  if data.main(["prepare", "--source", kind, *words, "--per-shard", str(PER_SHARD), "--out", str(out)]):
+    raise RuntimeError("the shard could not be written")
+  manifest = json.loads((out / "manifest.json").read_text())
+  (shard,) = manifest["shards"]
+  manifest["shards"] = [shard | {"file": f"{number}.array_record"} for number in range(rows // PER_SHARD)]
+  for copy in manifest["shards"]:
+    (out / copy["file"]).hardlink_to(out / shard["file"])
+  (out / "manifest.json").write_text(json.dumps(manifest))
+  return ("array_record", 1.0, (("data", str(out)),))
+
+
+def _start(entry: build.SourceEntry, rows: int) -> dict:
   before, began = resident(), time.perf_counter()
-  entry = ("odvg_jsonl", 1.0, (("annotations", str(path)), ("images", str(folder))))
   cfg = config(entry, "shapes", max_tokens=64, canvases=((64, 64),))
   with build.train_batches(cfg) as batches:
     next(batches)
   first = time.perf_counter() - began
-  began = time.perf_counter()
-  middle = options.rows // 2 // cfg.batch
   words = load_words("shapes", 64)
   sources = build.open_sources(cfg, words)
-  opened = time.perf_counter() - began
   began = time.perf_counter()
-  with build.train_batches(cfg, start_step=middle, words=words, sources=sources) as batches:
+  with build.train_batches(cfg, start_step=rows // 2 // cfg.batch, words=words, sources=sources) as batches:
     next(batches)
   return {
-    "rows": options.rows,
-    "file_gigabytes": round(path.stat().st_size / 1e9, 2),
     "seconds_to_first_batch": round(first, 2),
-    "seconds_to_open": round(opened, 2),
     "seconds_to_a_batch_in_the_middle": round(time.perf_counter() - began, 3),
     "mebibytes_before": before,
     "mebibytes": resident(),
-    "index_bytes_per_row": round(_pickled(sources[0]) / options.rows, 2),
+    "mebibytes_at_most": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    "index_bytes_per_row": round(_pickled(sources[0]) / rows, 2),
   }
 
 

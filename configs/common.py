@@ -80,6 +80,7 @@ def base() -> config_dict.ConfigDict:
   c.prompt.random_negatives = 85
   c.prompt.control_probabilities = (0.0, 0.0, 0.5, 0.0)
   c.prompt.pack = 0
+  c.prompt.synonyms = False
 
   c.masking = config_dict.ConfigDict()  # pipelines.masking.MaskingConfig; words are hidden only for L_mlm
   c.masking.kinds = ("detection", "grounding")

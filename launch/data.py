@@ -14,7 +14,6 @@ one process, several or Apache Beam (`--beam`, its in-process runner unless --ru
 """
 
 import argparse
-import ast
 import functools
 import json
 import pathlib
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from launch.source_option import add_source, parse_source
 from pipelines.prepare import ranges, shards
 from pipelines.prepare.check import Findings, Hashes, check_part
 from pipelines.prepare.ranges import SourceSpec
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
   def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text)
     sub.set_defaults(run=run)
-    sub.add_argument("--source", nargs="+", required=True, metavar=("KIND", "OPTION=VALUE"), help="the data set")
+    add_source(sub, "the data set")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for what is written")
     return sub
 
@@ -77,22 +77,6 @@ def _parser() -> argparse.ArgumentParser:
   inspect.add_argument("--count", type=int, default=12, help="examples (default 12)")
   inspect.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
   return parser
-
-
-def parse_source(words: Sequence[str]) -> SourceSpec:
-  """['coco_json', 'annotations=a.json', 'masks=True'] -> a SourceSpec. Raises ValueError."""
-  kind, *pairs = words
-  options = []
-  for pair in pairs:
-    name, equals, value = pair.partition("=")
-    if not equals:
-      raise ValueError(f"{pair!r} is no OPTION=VALUE; write for example annotations=instances.json")
-    try:
-      literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      literal = value
-    options.append((name, tuple(literal) if isinstance(literal, list) else literal))
-  return SourceSpec(kind, tuple(options))
 
 
 def run_check(options: argparse.Namespace) -> int:

@@ -1,16 +1,15 @@
 """`glipv2 pseudo-label`: a trained teacher puts boxes on the noun phrases of captions, for a student to train on.
 
-  glipv2 pseudo-label --checkpoint runs/teacher --source webdataset_tars --option shards='/data/cc3m/*.tar' --out cap3m
+  glipv2 pseudo-label --checkpoint runs/teacher --source webdataset_tars shards='/data/cc3m/*.tar' --out cap3m
   glipv2 train --config=... with a source of kind glip_tsv: data='cap3m/*.train.yaml'
 
-Any source with captions can be named (pipelines/sources). Written are shards in GLIP's caption dialect (TSV, version
-2) with the pictures inside, and manifest.json with what was kept and dropped. Started again it goes on with the shards
-that are missing. Several hosts: the same command on each with --hosts=N --host=I; they share nothing but the folder,
-and each splits its batches over its own devices.
+Any source with captions can be named, as for `glipv2 data` (pipelines/sources). Written are shards in GLIP's caption
+dialect (TSV, version 2) with the pictures inside, and manifest.json with what was kept and dropped. Started again it
+goes on with the shards that are missing. Several hosts: the same command on each with --hosts=N --host=I; they share
+nothing but the folder, and each splits its batches over its own devices.
 """
 
 import argparse
-import ast
 import collections
 import concurrent.futures
 import dataclasses
@@ -29,12 +28,12 @@ from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint
 from glipv2_jax.train.checkpoint import CheckpointMismatch
 from launch import experiment, predicting
+from launch.source_option import add_source, parse_source
 from pipelines import pseudo_labels
 from pipelines.collate import collate
 from pipelines.prepare_example import PrepareConfig, blank
 from pipelines.pseudo_labels import Asked, Rules
 from pipelines.records import BadRecord, HostBatch, Source
-from pipelines.sources import open_source
 from pipelines.taggers import NAMES, Finder, phrase_finder
 from pipelines.words import Words, load_words
 
@@ -58,10 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     prog="glipv2 pseudo-label", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="run folder of the teacher")
-  parser.add_argument("--source", required=True, metavar="KIND", help="kind of the source of captions")
-  parser.add_argument(
-    "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the source (repeat it)"
-  )
+  add_source(parser, "the captions")
   parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
   parser.add_argument("--threshold", type=float, default=0.5, help="boxes have to score above (default 0.5)")
   parser.add_argument("--nms", type=float, default=0.6, help="boxes of a phrase overlap at most this (default 0.6)")
@@ -165,13 +161,10 @@ def _batches(
 def run(options: argparse.Namespace) -> None:
   """Opens everything, labels the missing shards of this host, writes the manifest when all are there."""
   _check(options)
-  source_options = dict(_option(text) for text in options.option)
-  try:
-    source = open_source(options.source, **source_options)
-  except TypeError as error:  # an option that this source does not have, or lacks
-    raise ValueError(f"source {options.source!r}: {error}") from error
+  spec = parse_source(options.source)
+  source = spec.open()
   if source.kind not in ("caption", "grounding"):
-    raise ValueError(f"source {options.source!r} has no captions (kind {source.kind!r}); name one that has")
+    raise ValueError(f"source {spec.kind!r} has no captions (kind {source.kind!r}); name one that has")
   trained = experiment.from_checkpoint(options.checkpoint)
   words = load_words(trained.data.tokenizer, trained.data.max_tokens)
   tagger, find = phrase_finder(options.tagger)
@@ -181,8 +174,8 @@ def run(options: argparse.Namespace) -> None:
   settings = {
     "teacher": str(options.checkpoint),
     "step": checkpoint.read_meta(options.checkpoint).step,
-    "source": options.source,
-    "options": source_options,
+    "source": spec.kind,
+    "options": dict(spec.options),
     "captions": captions,
     "shard_size": options.shard_size,
     "tagger": tagger,
@@ -249,17 +242,6 @@ def _check(options: argparse.Namespace) -> None:
     raise ValueError(f"--threshold {options.threshold} and --nms {options.nms} must lie between 0 and 1")
   if not 0 <= options.host < options.hosts:
     raise ValueError(f"--host {options.host} of --hosts {options.hosts}: hosts are counted from 0")
-
-
-def _option(text: str) -> tuple[str, Any]:
-  """'name=value', the value as Python writes it or else a plain text. Raises ValueError."""
-  name, equals, value = text.partition("=")
-  if not equals or not name.isidentifier():
-    raise ValueError(f"--option {text!r} has to be NAME=VALUE, such as shards='/data/*.tar'")
-  try:
-    return name, ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return name, value
 
 
 if __name__ == "__main__":

@@ -30,11 +30,7 @@ from pipelines.words import Words, load_words
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR100", "unseen_AP", "unseen_AP50")
 SHOWN += ("R@1", "R@5", "R@10", "R@upper_bound", "merged/R@1", "Pr@0.5", "P@1", "mIoU")
-KEEP_EMPTY = (
-  "coco_json",
-  "flickr30k",
-  "mdetr_json",
-)  # kinds that else leave out records without boxes
+KEEP_EMPTY = ("coco_json", "flickr30k", "mdetr_json")  # kinds that else leave out records without boxes
 UNSEEN = ("AP", "AP50")  # of classes that training never shows also their own mean, 'unseen_AP' ...
 
 

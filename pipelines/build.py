@@ -22,6 +22,7 @@ from pipelines.records import (
   HostBatch,
   KnowsCaptions,
   KnowsSizes,
+  KnowsSynonyms,
   Prepared,
   Source,
   put_together,
@@ -98,6 +99,14 @@ def open_sources(cfg: DataConfig, words: Words) -> tuple[Source, ...]:
   sources = tuple(open_source(kind, **dict(options)) for kind, _, options in cfg.sources)
   for source in sources:
     check_classes(source.classes, words, cfg.prompt.separator)
+  if cfg.prompt.synonyms:
+    known = [source.synonyms for source in sources if isinstance(source, KnowsSynonyms) and source.synonyms]
+    if not known:
+      raise ValueError(
+        f"prompt.synonyms: none of the sources {[source.name for source in sources]} knows other names of its classes; "
+        "LVIS read by coco_json does; set it to False"
+      )
+    check_classes([text for names in known for texts in names.values() for text in texts], words, cfg.prompt.separator)
   return sources
 
 

@@ -16,14 +16,14 @@ import math
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import connection, parent_process
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+
+from pipelines.children import end_with_parent
 
 Canvas = tuple[int, int]  # height, width
 SAME_SHAPE = 1.1  # canvases whose aspect ratios follow each other within this factor form one shape
@@ -265,13 +265,8 @@ def _shared_memory() -> float:
 
 
 def _follow_parent(worker: int, workers: int) -> None:
-  """Run in each worker: ends with the main process, however that ends (kill -9 too), and not before it: a scheduler
-  that signals the whole job must leave the main process its data while it saves."""
+  """Run in each worker: ends with the main process and not before it: a scheduler that signals the whole job must leave
+  the main process its data while it saves."""
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-
-  def watch() -> None:
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True, name="follow_parent").start()
+  end_with_parent()

@@ -26,7 +26,8 @@ from pipelines.prompts import (
   prompt_example,
   unnamed,
 )
-from pipelines.records import BadRecord, Example, KnowsCaptions, Prepared, Source
+from pipelines.records import BadRecord, Example, KnowsCaptions, KnowsSynonyms, Prepared, Source
+from pipelines.synonyms import NO_SYNONYMS, Synonyms
 from pipelines.words import Encoding, Words
 
 TRIES = 20  # records in a row that may be unusable before the source is given up
@@ -155,9 +156,10 @@ def train_example(
   canvas: tuple[int, int],
   rng: np.random.Generator,
   captions: Sequence[str] = (),
+  synonyms: Synonyms = NO_SYNONYMS,
 ) -> Prepared:
-  """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source;
-  `captions`: others of its source, to pack its own with.
+  """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source,
+  `synonyms`: how they may be called too; `captions`: others of its source, to pack its own with.
 
   A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
 
@@ -172,7 +174,7 @@ def train_example(
     flipped = flipped and not _any_side(classes)
   if not cfg.prompt.wordings:  # they are written for all classes of the source
     classes = example.vocabulary(classes)
-  prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt, captions)
+  prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt, captions, synonyms)
   size, fast = _size(example, cfg), cfg.pixels == "fast"
   geometry = images.fit(size, canvas, flipped)
   image = images.decode(example.image, example.record, cfg.max_pixels, geometry.size if fast else None)
@@ -285,12 +287,13 @@ class Prepare:
     """
     source, part, index = self.sources[place.source], self.mixture.parts[place.part], place.record
     rng = np.random.default_rng((self.mixture.seed, k))
+    synonyms = source.synonyms if self.cfg.prompt.synonyms and isinstance(source, KnowsSynonyms) else NO_SYNONYMS
     skipped: list[tuple[str, str]] = []
     for _ in range(TRIES):
       try:
         example = source[index]
         captions = OtherCaptions(source, example.caption) if isinstance(source, KnowsCaptions) else ()
-        prepared = train_example(example, source.classes, self.words, self.cfg, place.canvas, rng, captions)
+        prepared = train_example(example, source.classes, self.words, self.cfg, place.canvas, rng, captions, synonyms)
         return dataclasses.replace(prepared, skipped=tuple(skipped))
       except BadRecord as error:
         skipped.append((error.reason, error.record))

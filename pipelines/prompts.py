@@ -7,36 +7,24 @@ Training: `detection_prompt` (sampled or all classes of the source), `grounding_
 A vocabulary that does not fit into one prompt is cut: into several prompts for inference, and in training into what
 the picture needs (the classes of its boxes) and as many others as fit.
 
-Randomness comes from an `np.random.Generator`, of which only `Draws` is used, so that a recorded list of draws can
-stand in for it.
+Randomness comes from an `np.random.Generator`, of which only `Draws` is used.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 
 from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_name
+from pipelines.draws import Draws
 from pipelines.records import Example, Phrase, Span
+from pipelines.synonyms import NO_SYNONYMS, Synonyms, draw
 from pipelines.words import Encoding, Words, span_to_tokens
 
 BACKGROUND = "__background__"
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 Wording = tuple[str, str, str]  # text before a name, the name, text after it
-
-
-class Draws(Protocol):
-  """The part of np.random.Generator that prompts need."""
-
-  def random(self) -> float: ...
-
-  def integers(self, high: int) -> int: ...
-
-  def choice(self, a: Sequence[str], size: int, replace: bool) -> Any: ...
-
-  def permutation(self, x: Sequence[str]) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +46,7 @@ class PromptConfig:
   distinct: bool = True
   draw_background: bool = False  # published: True, the text ' background ' can be a negative (reference 12, 18)
   wordings: tuple[Wording, ...] = ()  # per class of the source: caption prompts (reference 6.4)
+  synonyms: bool = False  # ask for a class by any of the names that its source knows (LVIS), drawn for each picture
   pack: int = 0  # captions: so many other captions are added (published: 20), 0 none (reference 6.6)
   pack_none: float = 0.4  # probability to add none
   pack_all: float = 0.5  # otherwise: probability to add `pack`; else uniform in 0..pack-1
@@ -76,6 +65,8 @@ class PromptConfig:
       raise ValueError(f"control_probabilities {self.control_probabilities}: positives are never dropped, end with 0")
     if self.wordings and self.mode != "all":
       raise ValueError("wordings are made for the classes of mode 'all'; use mode='all' or drop the wordings")
+    if self.wordings and self.synonyms:
+      raise ValueError("wordings say how every class is called; drop them or set synonyms=False")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +100,23 @@ class Named:
 
 
 def prompt_example(
-  example: Example, classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig, captions: Sequence[str] = ()
+  example: Example,
+  classes: Sequence[str],
+  rng: Draws,
+  words: Words,
+  cfg: PromptConfig,
+  captions: Sequence[str] = (),
+  synonyms: Synonyms = NO_SYNONYMS,
 ) -> tuple[Prompt, Encoding, Named]:
   """The prompt of one example, tokenised, and what it says about the boxes.
 
   `classes`: the vocabulary of a detection source (for a federated data set: the classes that may be negatives).
   `captions`: where a grounding source with cfg.pack > 0 takes other captions from; '' is passed over.
+  `synonyms`: how its classes may be called too.
   Raises ValueError for an unknown kind.
   """
   if example.kind == "detection":
-    prompt, _ = detection_prompt(example.labels, classes, rng, words, cfg)
+    prompt, _ = detection_prompt(example.labels, classes, rng, words, cfg, synonyms)
     encoding = prompt.encode(words)
     return prompt, encoding, name_boxes(prompt, encoding, example.labels)
   if example.kind != "grounding":
@@ -145,19 +143,26 @@ def check_classes(classes: Sequence[str], words: Words, separator: str = ". ") -
 
 
 def detection_prompt(
-  labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
+  labels: Sequence[str],
+  classes: Sequence[str],
+  rng: Draws,
+  words: Words,
+  cfg: PromptConfig,
+  synonyms: Synonyms = NO_SYNONYMS,
 ) -> tuple[Prompt, np.ndarray]:
   """A prompt for boxes with class names `labels` (one per box), and which boxes the prompt names (g bool).
 
   Mode 'sample' (reference 6.3): the classes of the boxes, as many as fit in random order, then random other classes of
   `classes` in the room that is left, all shuffled. Mode 'all' (reference 6.4): all of `classes`; where they do not
-  fit, those of the boxes and as many others as do.
+  fit, those of the boxes and as many others as do. A class in `synonyms` is called by one of its names, drawn here.
   Raises ValueError when cfg.wordings do not belong to `classes`.
   """
+  wordings = _wordings(classes, cfg.wordings)
+  if synonyms:
+    wordings = {name: ("", text, "") for name, text in draw((*labels, *classes), synonyms, rng).items()}
   if cfg.mode == "sample":
-    names, wordings = _sampled_names(labels, classes, rng, words, cfg), {}
+    names = _sampled_names(labels, classes, wordings, rng, words, cfg)
   else:
-    wordings = _wordings(classes, cfg.wordings)
     order = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
     used = words.count_name(cfg.prefix)
     names = _fitting(order, wordings, words, cfg.separator, used)
@@ -201,19 +206,24 @@ def _wordings(classes: Sequence[str], wordings: Sequence[Wording]) -> dict[str, 
 
 
 def _sampled_names(
-  labels: Sequence[str], classes: Sequence[str], rng: Draws, words: Words, cfg: PromptConfig
+  labels: Sequence[str],
+  classes: Sequence[str],
+  wordings: dict[str, Wording],
+  rng: Draws,
+  words: Words,
+  cfg: PromptConfig,
 ) -> list[str]:
   """Positives and negatives in random order (reference 6.3)."""
   room = words.max_tokens - SPECIAL_TOKENS - words.count_name(cfg.prefix)
   positives = []
   for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
-    room -= words.count_name(clean_name(name) + cfg.separator)  # a class that overflows leaves no room for negatives
+    room -= words.count_name(_shown(name, wordings) + cfg.separator)  # one that overflows leaves none for negatives
     if room < 0:
       break
     positives.append(name)
   negatives = []
   for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
-    room -= words.count_name(clean_name(name) + cfg.separator)
+    room -= words.count_name(_shown(name, wordings) + cfg.separator)
     if room <= 0:
       break
     negatives.append(name)
@@ -252,11 +262,15 @@ def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separ
   """The first names whose prompt fits; `used` tokens are taken already."""
   used += SPECIAL_TOKENS
   for i, name in enumerate(names):
-    text = "".join(_wording(name, wordings))
+    text = _shown(name, wordings)
     if used + words.count_name(text) > words.max_tokens:  # the last name has no separator
       return names[:i]
     used += words.count_name(text + separator)
   return names
+
+
+def _shown(name: str, wordings: dict[str, Wording]) -> str:
+  return "".join(_wording(name, wordings))
 
 
 def _wording(name: str, wordings: dict[str, Wording]) -> Wording:

@@ -125,6 +125,13 @@ class KnowsCaptions(Protocol):
     ...
 
 
+@runtime_checkable
+class KnowsSynonyms(Protocol):
+  """A detection source that knows other names of its classes (pipelines/synonyms.py); {}: its file has none."""
+
+  synonyms: Mapping[str, tuple[str, ...]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Phrase:
   """One thing that a prompt names: a class or a noun phrase, with the tokens that name it."""

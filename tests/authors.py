@@ -6,8 +6,12 @@ weights. Keys: `name[slice]@sN` holds every N-th value of the C-order slice of a
 
 import dataclasses
 import functools
+import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -86,6 +90,14 @@ def run(module, *args):
   """Jitted call; layers of equal shape share one compilation."""
   definition, params = nnx.split(module)
   return _run(definition, nnx.to_pure_dict(params), args)
+
+
+def in_float64(program: str) -> dict:
+  """What a module of the tests prints in its last line, JSON, in a process of its own with 64-bit types on."""
+  environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+  done = subprocess.run([sys.executable, "-m", program], env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def load(case: str) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from pipelines.children import end_with_parent
 from pipelines.records import Source
 from pipelines.sources import open_source
 
@@ -49,7 +50,7 @@ def over(
     source = opened(spec)
     yield from (work(source, part) for part in parts)
     return
-  with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+  with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), end_with_parent) as pool:
     yield from _ordered(pool, functools.partial(_work, spec, work), iter(parts), 2 * processes)
 
 

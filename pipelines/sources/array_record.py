@@ -24,6 +24,8 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0,index_storage_option:offlo
 class ArrayRecords:
   """Random access to the records of a folder of shards, in the order of the source they were made of.
 
+  It has no `sizes()`: the size of a picture stands in its record, so all of them would have to be read for it.
+
   Attributes: name, kind and classes are those of that source.
   """
 
@@ -80,7 +82,7 @@ class ArrayRecords:
       return from_bytes(data)
     except (ValueError, RuntimeError, OSError, IndexError) as error:  # array_record raises what absl's status becomes
       place = f"{self._files[shard]}, record {row}: {error}"
-      raise BadRecord("broken_record", f"{self.name}[{index}]", place[:300]) from error
+      raise BadRecord("broken_record", f"{self.name}/[{index}]", place[:300]) from error
 
   def caption(self, index: int) -> str:
     """The text of a record. Raises BadRecord('broken_record' or 'empty_caption')."""

@@ -30,6 +30,7 @@ from pipelines.sources.index import (
   read_json,
   unique,
 )
+from pipelines.synonyms import unambiguous
 
 _WHAT = "a COCO-format json file"
 
@@ -40,9 +41,9 @@ def _categories(
   used: set[int],
   class_names: Sequence[str],
   rename: Mapping[str, str],
-) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Ids (sorted) and names of the classes. A category that no box has and that is the `supercategory` of another one is
-  a group and no class (Roboflow writes one with id 0)."""
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, tuple[str, ...]]]:
+  """Ids (sorted), names and synonyms of the classes. A category that no box has and that is the `supercategory` of
+  another one is a group and no class (Roboflow writes one with id 0)."""
   categories = sorted(categories, key=lambda c: c.whole("id"))
   groups = {
     str(c["supercategory"]) for c in categories if c.optional("supercategory") not in (None, c.optional("name"))
@@ -53,7 +54,7 @@ def _categories(
   if class_names:
     if len(class_names) != len(ids):
       raise ValueError(f"class_names has {len(class_names)} names, {path} has {len(ids)} classes (ids {ids.tolist()})")
-    return ids, tuple(class_names)
+    return ids, tuple(class_names), _synonyms(kept, class_names)
   names = [str(rename[c["name"]]) if str(c["name"]) in rename else c["name"] for c in kept]
   for name in rename:
     if name not in [c["name"] for c in kept]:
@@ -63,7 +64,15 @@ def _categories(
       raise ValueError(f"{path}: category {i} has the name {name!r}; give it one there or set `class_names`")
     if names.count(name) > 1:
       raise ValueError(f"{path}: the name {name!r} stands for several categories; set `class_names` (in order of id)")
-  return ids, tuple(names)
+  return ids, tuple(names), _synonyms(kept, names)
+
+
+def _synonyms(categories: list[Record], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+  listed = [category.items("synonyms") if "synonyms" in category else () for category in categories]
+  for category, others in zip(categories, listed, strict=True):
+    if not all(isinstance(other, str) and is_text(other) for other in others):
+      raise category.fault("has synonyms that are no texts; correct or remove them")
+  return unambiguous(names, listed)
 
 
 class CocoJson:
@@ -79,6 +88,7 @@ class CocoJson:
   Attributes:
     kind: 'detection'.
     classes: names in the order of the category ids; `category_ids` (c,) int64 holds the file's own ids, for results.
+    synonyms: of the classes for which the file (LVIS) has others (pipelines/synonyms.py).
   """
 
   kind = "detection"
@@ -124,7 +134,8 @@ class CocoJson:
     path = prepared or path
     self.name, self._known_only = name, negatives == "known"
     content = _Content(path, masks)
-    self.category_ids, self.classes = _categories(path, content.categories, content.used, class_names, dict(rename))
+    found = _categories(path, content.categories, content.used, class_names, dict(rename))
+    self.category_ids, self.classes, self.synonyms = found
     self.image_ids = np.array(content.image_ids, np.int64)
     unique(path, self.image_ids, "image")
     # 0 0 where the file does not tell; otherwise the decoded picture must agree

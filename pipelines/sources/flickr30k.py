@@ -136,8 +136,10 @@ def _read_text(path: pathlib.Path) -> str:
 
 
 def read_sentences(content: str) -> list[tuple[str, list[tuple[str, Span]]]]:
-  """The caption of each line with its phrases: (chain, characters). Raises ValueError for marks that do not pair."""
-  return [_read_sentence(line) for line in content.splitlines() if line.strip()]
+  """The caption of each line with its phrases: (chain, characters). An empty line between others has an empty caption.
+
+  Raises ValueError for marks that do not pair."""
+  return [_read_sentence(line) for line in content.rstrip().splitlines()]
 
 
 def _read_sentence(line: str) -> tuple[str, list[tuple[str, Span]]]:

@@ -11,7 +11,10 @@ Rows without boxes ("inference rows") make a set of the kind 'caption', for `gli
 
 import base64
 import binascii
+import contextlib
+import functools
 import glob
+import itertools
 import json
 import math
 import pathlib
@@ -23,6 +26,7 @@ import yaml
 
 from glipv2_jax.boxes import iou
 from pipelines.records import BadRecord, Example, Question, Span, record_name
+from pipelines.sources.index import first_usable
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import (
   box,
@@ -45,10 +49,11 @@ class GlipTsv:
   """Random access to the rows of one or several sets, at byte offsets: memory is 16 to 24 bytes per row.
 
   The line list, if there is one, says which rows there are, how often and in which order. The id of a record is its
-  position in that order. Rows are read when they are used, so a fault in one is a BadRecord.
+  position in that order. Rows are read when they are used, so a fault in one is a BadRecord. Only the
+  first ones are looked at to start with.
 
   Attributes:
-    kind: 'detection', 'grounding' or 'caption': of all rows; the first one decides.
+    kind: 'detection', 'grounding' or 'caption': of all rows; the first readable one decides.
     classes: the names of the label map in order of their numbers, without background; or ().
   """
 
@@ -80,16 +85,20 @@ class GlipTsv:
     (self.classes,) = maps
     self.kind = "detection" if self.classes else self._kind_of_first()
     try:
-      self[0]
+      first_usable(len(self), self.__getitem__)
     except BadRecord as error:
       if error.reason != "too_few_boxes":
         raise ValueError(f"{paths[0]}: its first row cannot be used: {error}") from error
 
   def _kind_of_first(self) -> str:
+    def kind(index: int) -> str:
+      part, at = self._place(index)
+      record = record_name(self.name, index)
+      with faults_as_bad_record(record):
+        return "grounding" if "bboxes" in _caption_row(part.label(at, record)[1]) else "caption"
+
     try:
-      with faults_as_bad_record(record_name(self.name, 0)):
-        row = _caption_row(self._sets[0].label(0, record_name(self.name, 0))[1])
-      return "grounding" if "bboxes" in row else "caption"
+      return first_usable(len(self), kind)
     except BadRecord as error:
       raise ValueError(f"the first row cannot be used: {error}; a detection set needs a `labelmap`") from error
 
@@ -105,10 +114,16 @@ class GlipTsv:
     part, at = self._place(index)
     record = record_name(self.name, index)
     with faults_as_bad_record(record):
-      return _text_of(_caption_row(part.label(at, record)[1]))
+      return _text_of(_caption_row(part.label(at, record)[1]), record)
+
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every record's picture, 0 0 where no `hw` file tells it.
+
+    Rows of captions have the size too, but all of them would have to be parsed for it."""
+    return np.concatenate([part.sizes() for part in self._sets])
 
   def __getitem__(self, index: int) -> Example:
-    """Raises BadRecord('broken_annotation' or 'too_few_boxes')."""
+    """Raises BadRecord('broken_annotation', 'empty_caption' or 'too_few_boxes')."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of {len(self)} in {self.name}")
     part, at = self._place(index)
@@ -124,7 +139,7 @@ class GlipTsv:
     return Example(source=self.name, image_id=index, kind=self.kind, image=picture, image_size=size, **annotation)
 
   def _caption(self, row: dict, record: str) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(caption=_text_of(row), boxes_xyxy_px=np.zeros((0, 4), np.float32))
+    fields: dict[str, Any] = dict(caption=_text_of(row, record), boxes_xyxy_px=np.zeros((0, 4), np.float32))
     if "text" in row:
       question = text(row["text"], "text")
       fields["questions"] = (Question(question, (fields["caption"].removeprefix(question).strip(),)),)
@@ -187,17 +202,32 @@ class _Set:
       raise ValueError(f"the picture is no base64 ({error})") from error
 
   def size(self, at: int, key: bytes) -> tuple[int, int] | None:
-    """Height and width, if the set tells them: [{"height", "width"}], the same without list, or "height width"."""
+    """Height and width, if the set tells them."""
     if self._sizes is None:
       return None
-    content = self._of_key(self._sizes, at, key)[1].decode()
-    if content[:1] not in "[{":
-      height, width = content.split()
-    else:
-      value = json.loads(content)
-      value = mapping(value[0] if isinstance(value, list) and value else value, "hw")
-      height, width = value["height"], value["width"]
-    return side(height, "height"), side(width, "width")
+    return _size(self._of_key(self._sizes, at, key)[1])
+
+  def sizes(self) -> np.ndarray:
+    """n 2 int32, 0 0 where the set does not tell them by row, or the row is broken."""
+    found = np.zeros((len(self._labels), 2), np.int32)
+    if self._sizes is not None and self._row_of_key is None:
+      with open(self._sizes.path, "rb") as file:
+        for row, line in enumerate(itertools.islice(file, len(found))):
+          with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, RecursionError):
+            found[row] = _size(line.rstrip(b"\r\n").split(b"\t")[1])
+    return found if self._rows is None else found[self._rows]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _size(content: bytes) -> tuple[int, int]:
+  """Height and width: [{"height", "width"}], the same without list, or "height width"."""
+  if content[:1] not in (b"[", b"{"):
+    height, width = content.decode().split()
+  else:
+    value = json.loads(content)
+    value = mapping(value[0] if isinstance(value, list) and value else value, "hw")
+    height, width = value["height"], value["width"]
+  return side(height, "height"), side(width, "width")
 
 
 def _read_yaml(path: pathlib.Path) -> dict[str, str]:
@@ -287,9 +317,12 @@ def _caption_row(content: Any) -> dict:
   return mapping(content[0] if isinstance(content, list) and content else content, "a caption row")
 
 
-def _text_of(row: dict) -> str:
-  """The caption; of several the first."""
-  return text(row["caption"] if "caption" in row else items(row["captions"], "captions")[0], "caption")
+def _text_of(row: dict, record: str) -> str:
+  """The caption; of several the first. Raises BadRecord('empty_caption')."""
+  found = row["caption"] if "caption" in row else (items(row["captions"], "captions") or [""])[0]
+  if not text(found, "caption").strip():
+    raise BadRecord("empty_caption", record)
+  return found
 
 
 def _flat(row: dict) -> tuple[np.ndarray, np.ndarray, list[tuple[Span, ...]]]:
@@ -319,6 +352,6 @@ def _best(boxes: np.ndarray, scores: np.ndarray, limit: float) -> np.ndarray:
   """Which boxes stay, in their order, when of two that overlap more than `limit` the better one does."""
   kept: list[int] = []
   for i in np.argsort(-scores, kind="stable"):
-    if not kept or iou(boxes[i : i + 1], boxes[kept]).max() <= limit:
+    if not (iou(boxes[i : i + 1], boxes[kept]) > limit).any():  # NaN, a broken box, overlaps nothing and is found later
       kept.append(int(i))
   return np.sort(np.array(kept, np.int64))

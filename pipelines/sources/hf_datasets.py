@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import inclusive, read_picture
+from pipelines.sources.index import inclusive, inclusive_corners, read_picture
 from pipelines.sources.parts import box, faults_as_bad_record, items, mapping, text
 
 BOX_FORMATS = ("xywh", "xyxy")
@@ -102,13 +102,12 @@ class HfDatasets:
       return Example(self.name, index, "caption", picture, _NO_BOXES, caption=self._text(row, record))
     with faults_as_bad_record(record):
       boxes, categories = _columns(row[self._objects])
-      corners = np.array([box(one) for one in boxes], np.float64).reshape(-1, 4)
-      if self._corners:
-        corners = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+      convert = inclusive_corners if self._corners else inclusive
+      placed = convert(np.array([box(one) for one in boxes], np.float64))
       labels = tuple(self._label(category) for category in categories)
       if len(labels) != len(boxes):
         raise ValueError(f"it has {len(boxes)} boxes and {len(labels)} categories")
-    return Example(self.name, index, "detection", picture, inclusive(corners), labels)
+    return Example(self.name, index, "detection", picture, placed, labels)
 
   def _label(self, category: Any) -> str:
     if isinstance(category, str) and category in self.classes:

@@ -12,8 +12,8 @@ import os
 import pathlib
 import re
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from pipelines.records import BadRecord
 _CHUNK = 1 << 22  # bytes read at a time
 _LONGEST = 1 << 28  # characters that one record may have: a broken file must not be read into memory as a whole
 _SPACE = re.compile(r"[ \t\n\r]*")
-_FIRST = 20  # so many pictures are looked for at start-up, to tell a wrong folder from a missing file
+_FIRST = 20  # so many pictures or records are looked at at start-up, to tell a wrong folder from a missing file
+T = TypeVar("T")
 
 
 class Record:
@@ -95,11 +96,26 @@ class Record:
     return values
 
   def numbers(self, key: str, count: int) -> list[float]:
-    """A list of `count` numbers. null, which some tools write for NaN, becomes NaN: a matter of this record alone."""
+    """A list of `count` numbers. null, which some tools write for NaN, and infinite ones become NaN: a matter of this
+    record alone."""
     value = self.items(key)
-    if len(value) != count or not all(type(x) in (float, int) or x is None for x in value):
+    if len(value) != count or not all(map(_is_number, value)):
       raise self.fault(f"has the {key} {value!r:.80}; it needs {count} numbers")
-    return [math.nan if x is None else x if -1e30 < x < 1e30 else math.inf for x in value]
+    return list(map(_number, value))
+
+  def real(self, key: str) -> float:
+    """A number, null as in `numbers`."""
+    if not _is_number(value := self[key]):
+      raise self.fault(f"has the {key} {value!r:.40}; it needs a number")
+    return _number(value)
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (float, int) or value is None
+
+
+def _number(value: float | None) -> float:
+  return value if value is not None and -1e30 < value < 1e30 else math.nan
 
 
 def is_text(value: str) -> bool:
@@ -325,10 +341,18 @@ def positions(path: pathlib.Path, wanted: np.ndarray, known: np.ndarray, what: s
 def inclusive(xywh: np.ndarray) -> np.ndarray:
   """Boxes n 4 (left, top, width, height) -> n 4 float32 x1, y1, x2, y2 with x2 = x + max(w - 1, 0) (reference 6.4).
 
-  A width or height of 0 or less becomes x2 < x1, so that the fault stays visible."""
+  A width or height of 0 or less becomes x2 < x1, so that the fault stays visible; so do NaN and infinite numbers."""
   x, y, w, h = np.asarray(xywh, np.float64).reshape(-1, 4).T
-  right, bottom = (np.where(side > 0, np.maximum(side - 1, 0), side - 1) for side in (w, h))
-  return np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
+  with np.errstate(invalid="ignore", over="ignore"):
+    right, bottom = (np.where(side > 0, np.maximum(side - 1, 0), side - 1) for side in (w, h))
+    return np.stack([x, y, x + right, y + bottom], axis=-1).astype(np.float32)
+
+
+def inclusive_corners(xyxy: np.ndarray) -> np.ndarray:
+  """Boxes n 4 (left, top, right, bottom), the last two exclusive -> as `inclusive`."""
+  corners = np.asarray(xyxy, np.float64).reshape(-1, 4)
+  with np.errstate(invalid="ignore", over="ignore"):
+    return inclusive(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1))
 
 
 def check_folder(folder: str | os.PathLike, option: str = "images") -> None:
@@ -346,6 +370,20 @@ def read_picture(path: str, record: str) -> bytes:
       return stream.read()
   except OSError as error:
     raise BadRecord("missing_image", record, f"{path}: {error.strerror}") from error
+
+
+def first_usable(count: int, read: Callable[[int], T]) -> T:
+  """For start-up: what `read` gives for the first of `count` records that can be read. A few are tried, to tell a
+  broken one from a wrong file.
+
+  Raises the BadRecord of the very first where none of these can be read."""
+  faults = []
+  for index in range(min(count, _FIRST)):
+    try:
+      return read(index)
+    except BadRecord as error:
+      faults.append(error)
+  raise faults[0]
 
 
 class Pictures:

@@ -12,10 +12,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from pipelines.records import BadRecord, Example, Span, record_name
-from pipelines.sources.index import check_folder, inclusive, read_picture
+from pipelines.sources.index import check_folder, first_usable, inclusive_corners, read_picture
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import (
   box,
@@ -35,7 +33,7 @@ _SEPARATOR = " . "  # between phrases, as in that form's reader
 class OdvgJsonl:
   """Random access to the lines of one file. The id of a record is the number of its line, from 0.
 
-  Lines are read when they are used, so a fault in one is a BadRecord. Only the first line is looked at to start with.
+  Lines are read when they are used, so a fault in one is a BadRecord. Only the first ones are looked at to start with.
 
   Attributes:
     kind: 'detection' or 'grounding'.
@@ -52,7 +50,7 @@ class OdvgJsonl:
       name: of this data set, for messages and counts.
 
     Raises:
-      FileNotFoundError, ValueError: a file or folder is missing, or the first line is not of this form.
+      FileNotFoundError, ValueError: a file or folder is missing, or the first lines are not of this form.
     """
     self.name, self.folder = name, os.fspath(images)
     self.kind = "detection" if label_map else "grounding"
@@ -60,7 +58,7 @@ class OdvgJsonl:
     check_folder(self.folder, "images")
     self._lines = Lines(annotations, "annotations")
     try:
-      self[0]
+      first_usable(len(self), self.__getitem__)
     except BadRecord as error:
       if error.reason == "missing_image":
         raise FileNotFoundError(f"{annotations}: {error.detail}; check `images`") from error
@@ -101,7 +99,7 @@ def _detection(content: Any, classes: tuple[str, ...]) -> dict[str, Any]:
       raise ValueError(f"label {number} is {classes[number]!r} in the label map, not {instance['category']!r:.80}")
     boxes.append(box(instance["bbox"]))
     labels.append(classes[number])
-  return dict(boxes_xyxy_px=_inclusive(boxes), labels=tuple(labels))
+  return dict(boxes_xyxy_px=inclusive_corners(boxes), labels=tuple(labels))
 
 
 def _grounding(content: Any) -> dict[str, Any]:
@@ -121,20 +119,17 @@ def _grounding(content: Any) -> dict[str, Any]:
   several = [_boxes(region["bbox"]) for region in regions]
   return dict(
     caption=caption,
-    boxes_xyxy_px=_inclusive([one for boxes in several for one in boxes]),
+    boxes_xyxy_px=inclusive_corners([one for boxes in several for one in boxes]),
     spans=tuple(named for boxes, named in zip(several, spans, strict=True) for _ in boxes),
   )
 
 
-def _inclusive(boxes: list[list[float]]) -> np.ndarray:
-  """The file's x2 and y2 are left + width and top + height."""
-  corners = np.array(boxes, np.float64).reshape(-1, 4)
-  return inclusive(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1))
-
-
 def _phrases(value: Any) -> list[str]:
-  """One phrase, or several that are apart in the caption."""
-  return [text(phrase, "phrase") for phrase in (value if isinstance(value, list) else [value])]
+  """One phrase, or several that are apart in the caption. An empty one names nothing."""
+  found = [text(phrase, "phrase") for phrase in (value if isinstance(value, list) else [value])]
+  if not all(phrase.strip() for phrase in found):
+    raise ValueError(f"a region has the phrase {value!r:.80}, which names nothing")
+  return found
 
 
 def _boxes(value: Any) -> list[list[float]]:

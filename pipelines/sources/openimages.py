@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines import images as pixels
 from pipelines.records import Example, record_name
-from pipelines.sources.index import Pictures, check_folder, group, inclusive
+from pipelines.sources.index import Pictures, check_folder, group, inclusive_corners
 from pipelines.sources.parts import check_names, read_small_json
 
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -125,7 +125,7 @@ class OpenImages:
     data = self._pictures.read(index, record)
     height, width = pixels.size_of(data, record)
     rows = slice(self._ends[index], self._ends[index + 1])
-    x1, y1, x2, y2 = self._corners[rows].astype(np.float64).T * np.array([[width], [height]] * 2)
+    corners = self._corners[rows].astype(np.float64) * [width, height, width, height]
     labels = self._labels[rows].tolist()
     more_general = set().union(*(self._above[label] for label in labels if label in self._above))
     unsure = (self._of(self._groups, index) | self._of(self._present, index) | more_general) - set(labels)
@@ -134,7 +134,7 @@ class OpenImages:
       image_id=image_id,
       kind="detection",
       image=data,
-      boxes_xyxy_px=inclusive(np.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)),
+      boxes_xyxy_px=inclusive_corners(corners),
       labels=tuple(self.classes[i] for i in labels),
       absent=None if self._absent is None else self._names(self._of(self._absent, index)),
       unsure=self._names(unsure),

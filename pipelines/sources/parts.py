@@ -56,12 +56,12 @@ def side(value: Any, what: str) -> int:
 
 
 def number(value: Any, what: str) -> float:
-  """A number; null, which some tools write for NaN, becomes NaN."""
+  """A number; null, which some tools write for NaN, becomes NaN, as do infinite ones."""
   if value is None:
     return math.nan
   if type(value) not in (int, float):
     raise ValueError(f"{what} has to be a number, not {value!r:.40}")
-  return float(value) if -1e300 < value < 1e300 else math.inf
+  return float(value) if -1e30 < value < 1e30 else math.nan
 
 
 def box(value: Any, what: str = "a box") -> list[float]:

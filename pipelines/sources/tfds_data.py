@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from pipelines import images
 from pipelines.example_bytes import from_bytes
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import inclusive
+from pipelines.sources.index import inclusive_corners
+from pipelines.sources.parts import faults_as_bad_record
 
 WHOLE = "glipv2_example"  # the feature of pipelines/prepare/tfds_form.py that holds an Example without its picture
 _NO_BOXES = np.zeros((0, 4), np.float32)
@@ -100,7 +101,8 @@ class TfdsData:
     return example.caption
 
   def __getitem__(self, index: int) -> Example:
-    """Raises BadRecord('broken_record', 'empty_caption', or of a broken picture whose size boxes need)."""
+    """Raises BadRecord('broken_record', 'broken_annotation', 'empty_caption', or of a broken picture whose size boxes
+    need)."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of {len(self)} in {self.name}")
     record = record_name(self.name, index)
@@ -117,10 +119,15 @@ class TfdsData:
     boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
     kept = ~np.array(objects["is_crowd"], bool) if "is_crowd" in objects else np.ones(len(boxes), bool)
     height, width = images.size_of(picture, record)
-    top, left, bottom, right = (boxes[kept] * [height, width, height, width]).T
-    labels = tuple(self.classes[i] for i in np.array(objects["label"], np.int64)[kept])
-    corners = inclusive(np.stack([left, top, right - left, bottom - top], axis=-1))
+    with faults_as_bad_record(record):
+      labels = tuple(self._label(i) for i in np.array(objects["label"], np.int64)[kept].tolist())
+    corners = inclusive_corners(boxes[kept][:, [1, 0, 3, 2]] * [width, height, width, height])
     return Example(self.name, index, "detection", picture, corners, labels)
+
+  def _label(self, number: int) -> str:
+    if not 0 <= number < len(self.classes):  # -1: TFDS' unknown
+      raise ValueError(f"label {number} is none of the {len(self.classes)} classes")
+    return self.classes[number]
 
   def _text(self, content: dict[str, Any], record: str) -> str:
     found = content

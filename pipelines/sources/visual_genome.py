@@ -89,7 +89,7 @@ class VisualGenome:
       for i, thing in enumerate(picture.items(key)):
         record = Record(path, f"[{picture.number}].{key}", i, thing)
         owners.append(image_id)
-        xywh.extend(record.whole(side) for side in sides)
+        xywh.extend(record.real(side) for side in sides)
         if self.kind == "detection":
           names = record.items("names")
           label = names[0].strip().lower() if names and isinstance(names[0], str) else ""

@@ -8,7 +8,7 @@ from array import array
 
 import numpy as np
 
-from pipelines.records import Example, Question, record_name
+from pipelines.records import BadRecord, Example, Question, record_name
 from pipelines.sources.index import Pictures, Record, Strings, positions, read_json, unique
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
@@ -85,18 +85,23 @@ class VqaV2:
     return len(self._ids)
 
   def __getitem__(self, index: int) -> Example:
-    """Raises BadRecord('missing_image')."""
+    """Raises BadRecord('missing_image'), 'empty_question', and 'no_answer' where the file of the answers has none."""
     question_id, image = int(self._ids[index]), int(self._image[index])
     image_id, answers = int(self._image_ids[image]), ()
+    record = record_name(self.name, image_id, question_id)
+    if not self._texts[index].strip():
+      raise BadRecord("empty_question", record)
     if self._row is not None:
       row = self._row[index]
       answers = tuple(self._words[i] for i in self._answers[self._ends[row] : self._ends[row + 1]])
+      if not answers:
+        raise BadRecord("no_answer", record)
     return Example(
       source=self.name,
       image_id=image_id,
       text_id=question_id,
       kind="vqa",
-      image=self._pictures.read(image, record_name(self.name, image_id, question_id)),
+      image=self._pictures.read(image, record),
       boxes_xyxy_px=_NO_BOXES,
       questions=(Question(self._texts[index], answers, question_id),),
     )

@@ -47,13 +47,13 @@ def teacher(tmp_path_factory):
     yield folder
 
 
-SOURCE = ["--source", "shapes", "--option", "task='grounding'", "--option", "size=(64, 64)", "--option", "split=val"]
+SOURCE = ["shapes", "task='grounding'", "size=[64, 64]", "split=val", "max_size=(64, 90)"]
 CAPTIONS = 22
 
 
 def label(teacher, out, *more):
   rules = ["--threshold", "0.06", "--limit", str(CAPTIONS), "--shard-size", "8", "--tagger", "rules", "--workers", "2"]
-  options = ["--checkpoint", str(teacher), *SOURCE, "--option", "max_size=(64, 90)", "--out", str(out), *rules, *more]
+  options = ["--checkpoint", str(teacher), "--source", *SOURCE, "--out", str(out), *rules, *more]
   return cli.main(["pseudo-label", *options])
 
 
@@ -114,9 +114,10 @@ def test_finished_shards_are_kept_and_missing_ones_made(teacher, done, tmp_path,
   "more, message",
   [
     (["--source", "coco"], "source 'coco' is not known"),
-    (["--source", "shapes", "--option", "sort=1"], "'sort'"),
-    (["--option", "task=detection"], r"has no captions \(kind 'detection'\)"),
-    (["--option", "x"], "has to be NAME=VALUE"),
+    (["--source", "shapes", "sort=1"], "'sort'"),
+    (["--source", "shapes", "task=detection"], r"has no captions \(kind 'detection'\)"),
+    (["--source", "shapes", "x"], "'x' is no OPTION=VALUE"),
+    (["--source", "shapes", "2=3"], "'2=3' is no OPTION=VALUE"),
     (["--threshold", "1.5"], "must lie between 0 and 1"),
     (["--host", "1"], "hosts are counted from 0"),
     (["--batch", "3"], "cannot be split over 2 devices"),

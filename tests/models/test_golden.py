@@ -1,19 +1,17 @@
 """The network against numbers from the authors' code: same weights (made from names alone), same pictures and texts.
 
 Each layer alone is held to 1e-5 of its largest value. From end to end rounding adds up, most on the smallest maps (two
-to six cells): the largest difference of tower and head is 6.4e-5 (glip_t), 9.4e-5 (clip_text), and 1.7e-4 or 3.5e-4
-(glip_l, on two kinds of processor). The recorded float32 has as much of it as ours: the distance of theirs to this
-network in float64 is 4.8e-5, 4.7e-5 and 2.2e-4, and where the authors' code was also run in float64 it is the distance
-between its own two runs, so in float64 the networks are the same (test_in_float64). Two float32 networks that are each
-2.2e-4 from the exact one can be twice that apart: this is what glip_l is held to in float32, and to 2.2e-4 in float64.
+to six cells): the largest difference of tower and head is 6.4e-5 (glip_t), 9.4e-5 (clip_text), and for glip_l, with
+eight stages, 1.7e-4, 3.5e-4 or 4.8e-4 on three machines. The recorded float32 has as much of it as ours: the distance
+of theirs to this network in float64 is 4.8e-5, 4.7e-5 and 2.2e-4, and where the authors' code was also run in float64
+it is the distance between its own two runs, so in float64 the networks are the same. That is what test_in_float64 holds
+glip_l to; in float32 its deep stages are only held to 1e-3, against gross mistakes: each of nine deliberate ones moves
+the head of the authors' glip_t by 12 % or more (golden/glip).
 """
 
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +22,21 @@ from glipv2_jax import anchors as anchorlib
 from glipv2_jax import infer
 from glipv2_jax.models import variants
 from glipv2_jax.schema import Outputs
-from tests.authors import LEVELS, channels_last, check, load, nchw, network, pixels, run, train_batch, weight
+from tests.authors import (
+  LEVELS,
+  channels_last,
+  check,
+  in_float64,
+  load,
+  nchw,
+  network,
+  pixels,
+  run,
+  train_batch,
+  weight,
+)
 
-LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 4.4e-4}
+LAYER, END_TO_END = 1e-5, {"glip_t": 1e-4, "clip_text": 1e-4, "glip_l": 1e-3}
 # bbox_reg_p3 of GLIP-L, recorded whole: the authors' code in float32 against itself in float64.
 AUTHORS_ROUNDING = 3.139299504977354e-05
 FIRST_STAGE = r"tower/0[012]_.*|dyconv0/.*"
@@ -182,11 +192,7 @@ def test_glip_l():
 @pytest.mark.slow
 def test_in_float64():
   """GLIP-L without rounding of ours: what is left is the recording's, as large as the authors' code measured it."""
-  environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-  program = [sys.executable, "-m", "tests.models.golden_float64"]
-  done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
+  found = in_float64("tests.models.golden_float64")
   assert found["head/bbox_reg_p3"] == pytest.approx(AUTHORS_ROUNDING, rel=1e-3)
   assert max(found.values()) < 2.25e-4
 

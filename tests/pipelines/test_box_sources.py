@@ -119,7 +119,7 @@ def test_genome_pictures_as_gqa_packs_them(tmp_path):
   [
     (dict(objects=[{"image_id": 9, "objects": [dict(x=1, y=1, w=1, h=1, names=["a"])]}]), "unknown image_id 9"),
     (dict(objects=[{"image_id": 1, "objects": [dict(x=1, y=1, w=1, names=["a"])]}]), r"\[0\].objects\[0\] has no 'h'"),
-    (dict(objects=[{"image_id": 1, "objects": [dict(x=1, y=1, w=1, h="1", names=["a"])]}]), "needs a whole number"),
+    (dict(objects=[{"image_id": 1, "objects": [dict(x=1, y=1, w=1, h="1", names=["a"])]}]), "needs a number"),
     (dict(objects=[{"image_id": 1, "objects": {}}]), "has the objects {}; it needs a list"),
     (dict(objects=[{"image_id": 1, "objects": []}]), "has no objects to use; check `annotations` and `task`"),
     (dict(objects={}), "is no list; set `annotations` to objects.json"),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.records import BadRecord, Question
+from pipelines.records import BadRecord, KnowsSizes, Question
 from pipelines.sources.glip_tsv import GlipTsv
 from pipelines.sources.lines import Lines
 from tests.pipelines.dialects import (
@@ -51,6 +51,43 @@ def test_line_list_says_which_rows_and_how_often(tmp_path):
   (tmp_path / "list.tsv").write_text("0\n3\n")
   with pytest.raises(ValueError, match=r"list\.tsv has to name rows 0\.\.2 of the labels"):
     GlipTsv(**options)
+
+
+def test_sizes_are_known_before_a_picture_is_read(tmp_path):
+  """In every form, in the order of the line list; a broken row is unknown here and a bad record when it is read."""
+  (tmp_path / "map.json").write_text('{"dog": 1, "Cat": 2}')
+  (tmp_path / "list.tsv").write_text("2\n0\n0\n1\n")
+  options = write_tsv(tmp_path, OBJECTS, labelmap="map.json", linelist="list.tsv")
+  forms = '[{"height": 21, "width": 30}]', '{"width": 31, "height": 22}', "23 32"
+  (tmp_path / "a.hw.lineidx").unlink()
+  (tmp_path / "a.hw.tsv").write_text("".join(f"k{i}\t{form}\r\n" for i, form in enumerate(forms)))
+  sizes = GlipTsv(**options).sizes()
+  assert sizes.dtype == np.int32 and sizes.tolist() == [[23, 32], [21, 30], [21, 30], [22, 31]]
+  for broken in ("k1\n", "k1\t{}\n", "k1\t[]\n", 'k1\t{"height": 20, "width": -1}\n', "k1\t20\n", "\n"):
+    (tmp_path / "a.hw.tsv").write_text(f"k0\t{forms[0]}\n{broken}k2\t{forms[2]}\n")
+    source = GlipTsv(**options)
+    assert source.sizes().tolist() == [[23, 32], [21, 30], [21, 30], [0, 0]]
+    with pytest.raises(BadRecord, match="glip_tsv/3: broken_annotation"):
+      source[3]
+  bare = GlipTsv(**write_tsv(tmp_path, OBJECTS, name="b", hw=False, labelmap="map.json"))
+  assert bare.sizes().tolist() == [[0, 0]] * 3 and isinstance(bare, KnowsSizes)
+
+
+def test_boxes_that_are_no_numbers_suppress_nothing(tmp_path):
+  """A broken box is no reason to drop its neighbours, and is not dropped itself: its record is left out as a whole."""
+  row = CAPTIONS_V1[0] | {"bboxes": [[float("nan"), 1, 9, 9], [1, 1, 9, 10], [20, 1, 28, 9]], "scores": [0.9, 0.8, 0.7]}
+  assert len(GlipTsv(**write_caption_tsv(tmp_path, [row]), nms=0.5)[0].boxes_xyxy_px) == 3
+  for score in (float("nan"), float("inf"), None):
+    source = GlipTsv(**write_caption_tsv(tmp_path, [*CAPTIONS_V1, row | {"scores": [score, 0.8, 0.7]}]))
+    with pytest.raises(BadRecord, match="broken_annotation.*has no score"):
+      source[2]
+
+
+def test_a_broken_first_row_does_not_stop_the_start(tmp_path):
+  source = GlipTsv(**write_caption_tsv(tmp_path, [[], *CAPTIONS_V2]))
+  assert source.kind == "grounding" and source[1].caption == "two dogs"
+  with pytest.raises(BadRecord, match="broken_annotation"):
+    source[0]
 
 
 def test_version_1_and_2_say_the_same(tmp_path):

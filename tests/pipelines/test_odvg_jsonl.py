@@ -72,11 +72,11 @@ def test_wrong_files_stop_at_start(tmp_path):
     (tmp_path / "map.json").write_text(text)
     with pytest.raises(ValueError, match=message):
       OdvgJsonl(**detection)
-  (tmp_path / "0.png").unlink()
+  for i in range(2):
+    (tmp_path / f"{i}.png").unlink()
   with pytest.raises(FileNotFoundError, match=r"0\.png: no such file; check `images`"):
     OdvgJsonl(**options)
   write_pictures(tmp_path, 1)
-  (tmp_path / "1.png").unlink()
   with pytest.raises(BadRecord, match="missing_image"):
     OdvgJsonl(**options)[1]
 

@@ -1,5 +1,5 @@
 """A mixture of every dialect with boxes: the same on any number of workers and hosts and after a restart, with mirrored
-pictures, packed captions and hidden words; and what broken records of each dialect do to training."""
+pictures, packed captions and hidden words."""
 
 import collections
 import dataclasses
@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from glipv2_jax.train import skips
 from pipelines.build import DataConfig, train_batches
 from pipelines.masking import MaskingConfig
 from pipelines.prompts import PromptConfig
@@ -89,45 +88,6 @@ def test_captions_are_packed_with_others_of_their_source_and_only_the_own_one_is
       assert predicted.tolist() == list(range(first, first + words.count(own)))
       assert set(np.flatnonzero(batch.batch.positive_map[row].any(0))) <= set(predicted.tolist())
   assert packed > 10
-
-
-BROKEN = {  # reason -> what happens to the picture's file
-  "missing_image": lambda path: path.unlink(),
-  "undecodable_image": lambda path: path.write_bytes(path.read_bytes()[:40]),
-}
-
-
-# dialect -> which of its pictures, in order of the names: one that its records show and its start does not look for
-BREAKABLE = dict(mdetr=1, flickr=1, odvg=1, coco=2, lvis=3, openimages=2, genome=2, voc=1, phrasecut=2, refcoco=2)
-
-
-@pytest.mark.parametrize("reason", BROKEN)
-@pytest.mark.parametrize("name", BREAKABLE)
-def test_broken_pictures_are_passed_over_alike_everywhere(tmp_path, name, reason):
-  kind, write, options = EVERY[name]
-  options = write(tmp_path) | options
-  entry = (kind, 1.0, tuple({**options, "name": name}.items()))
-  assert not any(batch.skipped for batch in read(config([entry]), 4))
-  pictures = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".png", ".jpg"))
-  BROKEN[reason](pictures[BREAKABLE[name]])
-  batches = read(config([entry]), 4)
-  found = {pair for batch in batches for pair in batch.skipped}
-  assert {r for r, _ in found} == {reason} and all(record.startswith(f"{name}/") for _, record in found)
-  halves = [read(config([entry]), 4, host=host, hosts=2) for host in range(2)]
-  for whole, first, second in zip(batches, *halves, strict=True):
-    assert whole.info == first.info + second.info and whole.skipped == first.skipped + second.skipped
-
-
-def test_too_many_broken_records_stop_with_the_worst_of_them():
-  notes = []
-  counter = skips.Skips(0.1, {}, {}, notes.append)
-  with pytest.raises(skips.TooManySkipped) as caught:
-    for i in range(400):
-      counter.add([("missing_image", f"coco/{i}"), ("empty_caption", "goldg/3#7")][: 1 + (i % 4 == 0)], [], 4)
-  message = str(caught.value)
-  assert "worst: coco: missing_image" in message and "coco/0, coco/1, coco/2, coco/3, coco/4, ..." in message
-  assert message.index("coco: missing_image") < message.index("goldg: empty_caption") and "(goldg/3#7, ...)" in message
-  assert "skip_limit = 0.1" in message
 
 
 def test_impossible_packing_stops_at_start(entries):

@@ -9,11 +9,6 @@ by 0.4 % (norms by 3e-4), for one reason: of the 328,704 values of that stage's 
 3e-2 of its largest value (above it, by 2e-4); float64 with this one choice turned gives that of float32 to 8e-5.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +20,7 @@ from glipv2_jax.losses.grounding import LossConfig
 from glipv2_jax.models import variants
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import objective, optim, state, step
-from tests.authors import Recorded, load, params, train_batch, without_dropout
+from tests.authors import Recorded, in_float64, load, params, train_batch, without_dropout
 
 CFG = without_dropout(variants.get("glip_t"))
 LOSSES = {"box": ("loss_reg", 0.5), "centerness": ("loss_centerness", 1.0), "intra": ("loss_dot_product_token", 1.0)}
@@ -117,11 +112,7 @@ def module_of(name: str) -> str:
 @pytest.mark.slow
 def test_in_float64():
   """Losses and gradients in float64, where nothing is left of rounding but that of the recorded pixels. Takes 13 GB."""
-  environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-  program = [sys.executable, "-m", "tests.train.golden_float64"]
-  done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr[-3000:]
-  found, golden, recorded = json.loads(done.stdout.splitlines()[-1]), load("train"), Recorded()
+  found, golden, recorded = in_float64("tests.train.golden_float64"), load("train"), Recorded()
   for name, (theirs, factor) in LOSSES.items():
     assert found["losses"][name] == pytest.approx(factor * golden[f"losses_float64/{theirs}"], rel=1e-6), name
   real = ~recorded["zero_in_theory"]
