@@ -22,9 +22,8 @@ from glipv2_jax.models import deform
 from glipv2_jax.models.deform import SIDE, TAPS, Places
 from glipv2_jax.parallel.mesh import BATCH
 
-BLOCK = (8, 16)  # cells of a source map per window, without the halo
-HALO = 4
-WINDOW = tuple(size + 2 * HALO for size in BLOCK)
+SIZE = 8  # rows and columns of a block: what a window owns; and two half blocks around it
+HALO = SIZE // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Reader:
 
   @property
   def tile(self) -> tuple[int, int]:
-    return BLOCK[0] // self.stride, BLOCK[1] // self.stride
+    return SIZE // self.stride, SIZE // self.stride
 
 
 def form(name: str) -> Callable[..., jax.Array]:
@@ -64,23 +63,27 @@ def readers(where: Sequence[Places]) -> list[Reader]:
 
 def grid(source: tuple[int, int, int]) -> tuple[int, int]:
   """Windows of a source map."""
-  return tuple(-(-size // block) for size, block in zip(source[:2], BLOCK))
+  return tuple(-(-size // SIZE) for size in source[:2])
 
 
 def windows(cells: jax.Array, source: tuple[int, int, int]) -> jax.Array:
-  """A map among the rows of `cells` (b n c) -> b windows 384 c, zeros outside of the map."""
+  """A map among the rows of `cells` (b n c) -> b windows 256 c, zeros outside of the map.
+
+  The map, moved by half a block, is cut into blocks once; a window is four of them, one after the other."""
   (height, width, start), (rows, columns) = source, grid(source)
   b, _, c = cells.shape
   x = cells[:, start : start + height * width].reshape(b, height, width, c)
-  after = [n * block + HALO - size for n, block, size in zip((rows, columns), BLOCK, (height, width))]
+  after = [(n + 1) * SIZE - HALO - size for n, size in zip((rows, columns), (height, width))]
   x = jnp.pad(x, ((0, 0), (HALO, after[0]), (HALO, after[1]), (0, 0)))
-  # A window is two blocks of 8 rows and three of 8 columns of the padded map.
-  side = 2 * HALO
-  x = x.reshape(b, rows + 1, side, (2 * columns + 1) * side, c)
-  x = jnp.concatenate([x[:, :-1], x[:, 1:]], 2)  # b rows 16 columns c
-  x = jnp.moveaxis(x.reshape(b, rows, WINDOW[0], 2 * columns + 1, side, c), 3, 2)
-  x = jnp.concatenate([x[:, :, i : i + 2 * columns - 1 : 2] for i in range(3)], 4)
-  return x.reshape(b, rows * columns, WINDOW[0] * WINDOW[1], c)
+  x = jnp.swapaxes(x.reshape(b, rows + 1, SIZE, columns + 1, SIZE, c), 2, 3).reshape(b, rows + 1, columns + 1, -1, c)
+  x = jnp.concatenate([x[:, i : rows + i, j : columns + j] for i in (0, 1) for j in (0, 1)], 3)
+  return x.reshape(b, rows * columns, -1, c)
+
+
+def window_positions() -> tuple[np.ndarray, np.ndarray]:
+  """Row and column of every cell of a window."""
+  block, cell = np.divmod(np.arange(4 * SIZE**2), SIZE**2)
+  return tuple((SIZE * b + x).astype(np.float32) for b, x in zip(np.divmod(block, 2), np.divmod(cell, SIZE)))
 
 
 def tiled(values: jax.Array, reader: Reader) -> jax.Array:
@@ -135,8 +138,8 @@ def beyond(where: Places, offset: jax.Array) -> jax.Array:
   outside = on_map = False
   for axis, (first, tap, size) in enumerate(((where.row, i, where.height), (where.column, j, where.width))):
     position = first[:, None] + tap + offset[..., axis]
-    origin = np.floor((first + 1) / BLOCK[axis])[:, None] * BLOCK[axis] - HALO  # of the window, in cells
-    outside |= (position < origin) | (position > origin + WINDOW[axis] - 1)
+    origin = np.floor((first + 1) / SIZE)[:, None] * SIZE - HALO  # of the window, in cells
+    outside |= (position < origin) | (position > origin + 2 * SIZE - 1)
     here = (position > -1) & (position < size[:, None])
     on_map = here if axis == 0 else on_map & here
   return outside & on_map
@@ -158,7 +161,7 @@ def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.
     sources.append(jnp.concatenate([windows(cells, own[0].source) for own in members], 1))
 
   bases = [tile_positions(kind) for kind in groups]
-  row, column = np.divmod(np.arange(WINDOW[0] * WINDOW[1], dtype=np.float32), WINDOW[1])
+  row, column = window_positions()
   weights = [kernel.reshape(TAPS, c, o) for kernel in kernels]
   i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
 
@@ -204,13 +207,13 @@ def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:
 
 def cells_of(stride: int) -> int:
   """Output cells of a tile."""
-  return BLOCK[0] * BLOCK[1] // stride**2
+  return (SIZE // stride) ** 2
 
 
 def tile_positions(kind: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
   """Where the first tap of every cell of a window's tiles lies in the window, in rows and in columns."""
   found = []
   for stride, _ in kind:
-    row, column = np.divmod(np.arange(cells_of(stride), dtype=np.float32), BLOCK[1] // stride)
+    row, column = np.divmod(np.arange(cells_of(stride), dtype=np.float32), SIZE // stride)
     found.append((row * stride - 1 + HALO, column * stride - 1 + HALO))
   return tuple(np.concatenate(axis) for axis in zip(*found))
