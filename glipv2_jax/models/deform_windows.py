@@ -67,17 +67,17 @@ def grid(source: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def windows(cells: jax.Array, source: tuple[int, int, int]) -> jax.Array:
-  """A map among the rows of `cells` (b n c) -> b windows 256 c, zeros outside of the map.
+  """A map among the rows of `cells` (n c) -> windows 256 c, zeros outside of the map.
 
   The map, moved by half a block, is cut into blocks once; a window is four of them, one after the other."""
   (height, width, start), (rows, columns) = source, grid(source)
-  b, _, c = cells.shape
-  x = cells[:, start : start + height * width].reshape(b, height, width, c)
+  c = cells.shape[-1]
+  x = cells[start : start + height * width].reshape(height, width, c)
   after = [(n + 1) * SIZE - HALO - size for n, size in zip((rows, columns), (height, width))]
-  x = jnp.pad(x, ((0, 0), (HALO, after[0]), (HALO, after[1]), (0, 0)))
-  x = jnp.swapaxes(x.reshape(b, rows + 1, SIZE, columns + 1, SIZE, c), 2, 3).reshape(b, rows + 1, columns + 1, -1, c)
-  x = jnp.concatenate([x[:, i : rows + i, j : columns + j] for i in (0, 1) for j in (0, 1)], 3)
-  return x.reshape(b, rows * columns, -1, c)
+  x = jnp.pad(x, ((HALO, after[0]), (HALO, after[1]), (0, 0)))
+  x = jnp.swapaxes(x.reshape(rows + 1, SIZE, columns + 1, SIZE, c), 1, 2).reshape(rows + 1, columns + 1, -1, c)
+  x = jnp.concatenate([x[i : rows + i, j : columns + j] for i in (0, 1) for j in (0, 1)], 2)
+  return x.reshape(rows * columns, -1, c)
 
 
 def window_positions() -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +97,11 @@ def tiled(values: jax.Array, reader: Reader) -> jax.Array:
 
 
 def untiled(values: jax.Array, reader: Reader) -> jax.Array:
-  """b windows cells o -> b h*w o."""
+  """windows cells o -> h*w o."""
   (h, w), (rows, columns), (th, tw) = reader.shape, grid(reader.source), reader.tile
-  b, *_, o = values.shape
-  x = jnp.swapaxes(values.reshape(b, rows, columns, th, tw, o), 2, 3)
-  return x.reshape(b, rows * th, columns * tw, o)[:, :h, :w].reshape(b, h * w, o)
+  o = values.shape[-1]
+  x = jnp.swapaxes(values.reshape(rows, columns, th, tw, o), 1, 2)
+  return x.reshape(rows * th, columns * tw, o)[:h, :w].reshape(h * w, o)
 
 
 def deform_convs(
@@ -146,54 +146,49 @@ def beyond(where: Places, offset: jax.Array) -> jax.Array:
 
 
 def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.Array:
-  """The convolution of places that lie in their windows."""
-  b, c, o = cells.shape[0], cells.shape[2], kernels[0].shape[-1]
-  offset, mask = jnp.moveaxis(offset, (2, 3), (0, 1)), jnp.moveaxis(mask, 2, 0)  # taps 2 b p, taps b p
+  """The convolution of places that lie in their windows, one picture at a time. The pictures' gradients of the kernels
+  are summed in float32."""
+  offset, mask = jnp.moveaxis(offset, (2, 3), (1, 2)), jnp.moveaxis(mask, 2, 1)  # b taps 2 p, b taps p
   # Maps whose readers have the same strides and kernels go through the same products.
   groups: dict[tuple, list[list[Reader]]] = {}
   for source in dict.fromkeys(reader.source for reader in maps):
     own = [reader for reader in maps if reader.source == source]
     groups.setdefault(tuple((reader.stride, reader.kernel) for reader in own), []).append(own)
-
-  inputs, sources = [], []
-  for members in groups.values():
-    inputs.append((tiles(offset, members), tiles(mask, members)))
-    sources.append(jnp.concatenate([windows(cells, own[0].source) for own in members], 1))
-
-  bases = [tile_positions(kind) for kind in groups]
-  row, column = window_positions()
-  weights = [kernel.reshape(TAPS, c, o) for kernel in kernels]
-  i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
+  wide = [kernel.astype(jnp.float32).reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
 
   @jax.checkpoint
-  def visit(totals, tap):
-    i, j, by_group, weights = tap
-    added = []
-    for kind, total, (offset, mask), source, (y, x) in zip(groups, totals, by_group, sources, bases):
-      y, x = y + i + offset[0], x + j + offset[1]  # b windows cells
-      near = jax.nn.relu(1 - jnp.abs(y[..., None] - row)) * jax.nn.relu(1 - jnp.abs(x[..., None] - column))
-      near = (near * mask[..., None]).astype(source.dtype)
-      sampled = jnp.einsum("bwps,bwsc->bwpc", near, source, preferred_element_type=source.dtype)
-      ends = np.cumsum([cells_of(stride) for stride, _ in kind])
-      parts = jnp.split(sampled, ends[:-1], 2)
-      parts = [deform.product(part, weights[kernel]) for part, (_, kernel) in zip(parts, kind)]
-      added.append([t + part for t, part in zip(total, parts)])
-    return added, None
+  def one(picture):
+    cells, offset, mask = picture
+    found = {}
+    for kind, members in groups.items():
+      source = jnp.concatenate([windows(cells, own[0].source) for own in members])
+      totals = products(kind, source, tiles(offset, members), tiles(mask, members), wide, biases)
+      begin = 0
+      for own in members:
+        end = begin + int(np.prod(grid(own[0].source)))
+        for reader, values in zip(own, totals):
+          found[reader.begin] = untiled(values[begin:end], reader)
+        begin = end
+    return jnp.concatenate([found[begin] for begin in sorted(found)])
 
-  totals = [
-    [jnp.broadcast_to(biases[kernel], (b, source.shape[1], cells_of(stride), o)) for stride, kernel in kind]
-    for kind, source in zip(groups, sources)
+  return jax.lax.map(one, (cells, offset, mask))
+
+
+def products(kind: tuple[tuple[int, int], ...], source, offset, mask, kernels, biases) -> list[jax.Array]:
+  """source w s c; offset taps 2 w p; mask taps w p; kernels taps c o -> of every reader (stride, kernel): w p' o."""
+  ends = np.cumsum([cells_of(stride) for stride, _ in kind])
+  row, column = window_positions()
+  y, x = tile_positions(kind)
+  i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
+  y, x = (i[:, None] + y)[..., None] - row, (j[:, None] + x)[..., None] - column  # taps p s
+  offset, mask = jnp.moveaxis(offset, 2, 0)[..., None], jnp.moveaxis(mask, 1, 0)[..., None]  # w taps 2 p 1, w taps p 1
+  near = jax.nn.relu(1 - jnp.abs(y + offset[:, :, 0])) * jax.nn.relu(1 - jnp.abs(x + offset[:, :, 1])) * mask
+  sampled = jnp.einsum("wtps,wsc->wtpc", near.astype(source.dtype), source, preferred_element_type=source.dtype)
+  return [
+    jnp.einsum("wtpc,tco->wpo", part, kernels[which].astype(part.dtype), preferred_element_type=jnp.float32)
+    + biases[which]
+    for part, (_, which) in zip(jnp.split(sampled, ends[:-1], 2), kind)
   ]
-  totals, _ = jax.lax.scan(visit, totals, (i, j, inputs, weights))
-  found = {}
-  for members, total in zip(groups.values(), totals):
-    begin = 0
-    for own in members:
-      count = int(np.prod(grid(own[0].source)))
-      for reader, values in zip(own, total):
-        found[reader.begin] = untiled(values[:, begin : begin + count], reader)
-      begin += count
-  return jnp.concatenate([found[begin] for begin in sorted(found)], 1)
 
 
 def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:
