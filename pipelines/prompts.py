@@ -10,17 +10,19 @@ the picture needs (the classes of its boxes) and as many others as fit.
 Randomness comes from an `np.random.Generator`, of which only `Draws` is used.
 """
 
+import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_name
 from pipelines.draws import Draws
-from pipelines.records import Example, Phrase, Span
+from pipelines.records import Example, Phrase, Phrases, Span
 from pipelines.synonyms import NO_SYNONYMS, Synonyms, draw
-from pipelines.words import Encoding, Words, span_to_tokens
+from pipelines.words import Encoding, Words, ranges, span_to_tokens, token_ranges
 
 BACKGROUND = "__background__"
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
@@ -93,7 +95,7 @@ class Named:
   """A tokenised prompt seen from the boxes. Boxes that no token names are left out and marked in `kept`."""
 
   kept: np.ndarray  # g bool, over the boxes given; the arrays below have one row per True
-  phrases: tuple[Phrase, ...]  # everything the prompt names, in its order; tokens () where it was cut off
+  phrases: Sequence[Phrase]  # everything the prompt names, in its order; tokens () where it was cut off
   positive_map: np.ndarray  # g m bool
   box_concept: np.ndarray  # g int32, -1 in captions
   token_concept: np.ndarray  # m int32, -1 outside class names
@@ -215,18 +217,18 @@ def _sampled_names(
 ) -> list[str]:
   """Positives and negatives in random order (reference 6.3)."""
   room = words.max_tokens - SPECIAL_TOKENS - words.count_name(cfg.prefix)
-  positives = []
-  for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
-    room -= words.count_name(_shown(name, wordings) + cfg.separator)  # one that overflows leaves none for negatives
-    if room < 0:
-      break
-    positives.append(name)
-  negatives = []
-  for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
-    room -= words.count_name(_shown(name, wordings) + cfg.separator)
-    if room <= 0:
-      break
-    negatives.append(name)
+
+  def spent(names: list[str]) -> list[int]:
+    """Tokens of the first name, the first two, ..."""
+    pieces = [text + cfg.separator for text in _shown(names, wordings)]
+    return list(itertools.accumulate(words.count_names(pieces)))
+
+  order = rng.permutation(list(dict.fromkeys(labels))).tolist()
+  needed = spent(order)
+  positives = order[: bisect.bisect_right(needed, room)]
+  room -= needed[min(len(positives), len(needed) - 1)] if needed else 0  # one that overflows leaves none for negatives
+  order = rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist()
+  negatives = order[: bisect.bisect_left(spent(order), room)]  # one token stays free
   return rng.permutation(negatives + positives).tolist()
 
 
@@ -236,9 +238,10 @@ def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, c
   drawn = rng.choice(pool, size=count, replace=False).tolist()
   if not cfg.distinct:
     return [name for name in drawn if name not in positives]
-  by_text = {normalised_name(name): name for name in drawn}
-  taken = {normalised_name(name) for name in positives}
-  return [name for text, name in by_text.items() if text not in taken]
+  by_text = dict(zip(map(normalised_name, drawn), drawn, strict=True))
+  for name in positives:
+    by_text.pop(normalised_name(name), None)
+  return list(by_text.values())
 
 
 @functools.lru_cache(maxsize=256)
@@ -250,7 +253,7 @@ def _pool(classes: tuple[str, ...], draw_background: bool) -> np.ndarray:
 
 def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
   u = rng.random()
-  one, none, full, _ = np.cumsum(cfg.control_probabilities)
+  one, none, full, _ = itertools.accumulate(cfg.control_probabilities)
   if u < one:
     return 1
   if u < none:
@@ -260,38 +263,44 @@ def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
 
 def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separator: str, used: int) -> list[str]:
   """The first names whose prompt fits; `used` tokens are taken already."""
-  used += SPECIAL_TOKENS
-  for i, name in enumerate(names):
-    text = _shown(name, wordings)
-    if used + words.count_name(text) > words.max_tokens:  # the last name has no separator
+  room = words.max_tokens - SPECIAL_TOKENS - used
+  texts = _shown(names, wordings)
+  before = itertools.accumulate(words.count_names([text + separator for text in texts]), initial=0)
+  for i, (spent, last) in enumerate(zip(before, words.count_names(texts), strict=False)):
+    if spent + last > room:  # the last name has no separator
       return names[:i]
-    used += words.count_name(text + separator)
   return names
 
 
-def _shown(name: str, wordings: dict[str, Wording]) -> str:
-  return "".join(_wording(name, wordings))
+def _shown(names: Sequence[str], wordings: dict[str, Wording]) -> list[str]:
+  """What each name reads like."""
+  return ["".join(wording) for wording in _worded(names, wordings)] if wordings else list(map(clean_name, names))
 
 
-def _wording(name: str, wordings: dict[str, Wording]) -> Wording:
-  return wordings.get(name) or ("", clean_name(name), "")
+def _worded(names: Sequence[str], wordings: dict[str, Wording]) -> list[Wording]:
+  return [wordings[name] if name in wordings else ("", clean_name(name), "") for name in names]
 
 
 def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  pieces, end, spans, places = [prefix] if prefix else [], len(prefix), [], {}
-  for name in names:
-    before, shown, after = _wording(name, wordings)
-    key = normalised_name(shown)
-    if not distinct or key not in places:
-      if places:
-        pieces[-1] += separator
-        end += len(separator)
-      pieces.append(before + shown + after)
-      places[key] = (end + len(before), end + len(before) + len(shown))
-      end += len(pieces[-1])
-    spans.append((name, places[key]))
-  return Prompt("".join(pieces), tuple(spans), tuple(pieces))
+  worded = _worded(names, wordings) if wordings else [("", text, "") for text in map(clean_name, names)]
+  places: Sequence[int] = range(len(names))  # of each name: which of the texts is its own
+  if distinct:
+    keys = [normalised_name(shown) for _, shown, _ in worded]
+    if len(set(keys)) < len(keys):
+      number: dict[str, int] = {}
+      places = [number.setdefault(key, len(number)) for key in keys]
+      worded = [worded[keys.index(key)] for key in number]
+  pieces = [before + shown + after + separator for before, shown, after in worded]
+  begins = itertools.accumulate(map(len, pieces), initial=len(prefix))
+  spans = [
+    (begin + len(before), begin + len(before) + len(shown))
+    for begin, (before, shown, _) in zip(begins, worded, strict=False)
+  ]
+  if pieces:
+    pieces[-1] = pieces[-1].removesuffix(separator)
+  pieces = [prefix, *pieces] if prefix else pieces
+  return Prompt("".join(pieces), tuple((name, spans[i]) for name, i in zip(names, places, strict=True)), tuple(pieces))
 
 
 # Captions.
@@ -339,9 +348,11 @@ def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
 # From characters to tokens.
 
 
-def phrases(prompt: Prompt, encoding: Encoding) -> tuple[Phrase, ...]:
+def phrases(prompt: Prompt, encoding: Encoding) -> Phrases:
   """Everything the prompt names with its token positions, () where the text was cut off."""
-  return tuple(Phrase(name, span_to_tokens(encoding, (span,)), span) for name, span in prompt.spans)
+  spans = [span for _, span in prompt.spans]
+  begins, ends = np.array(spans, np.int32).reshape(-1, 2).T
+  return Phrases([name for name, _ in prompt.spans], spans, *token_ranges(encoding, begins, ends))
 
 
 def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
@@ -355,15 +366,18 @@ def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
 def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Named:
   """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
   every class in the prompt (reference 6.1, 11.9)."""
-  named = phrases(prompt, encoding)
-  tokens = {phrase.name: list(phrase.tokens) for phrase in named}
-  positive_map = np.zeros((len(labels), len(encoding.tokens)), bool)
-  for row, label in zip(positive_map, labels, strict=True):
-    row[tokens.get(label, [])] = True
+  named, positions = phrases(prompt, encoding), np.arange(len(encoding.tokens), dtype=np.int32)
+  place = dict(zip(named.names, range(len(named)), strict=True))
+  first, count = (
+    np.append(column, np.int32(0)) for column in (named.first, named.count)
+  )  # -1: a label without a place
+  rows = [place.get(label, -1) for label in labels]
+  begins = first[rows][:, None]
+  positive_map = (positions >= begins) & (positions < begins + count[rows][:, None])
   token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
-  for name, positions in tokens.items():
-    token_concept[positions] = concept_id(name)
-  return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
+  rows = list(place.values())
+  token_concept[ranges(first[rows], count[rows])] = np.repeat(list(map(concept_id, place)), count[rows])
+  return _named(positive_map, named, list(map(concept_id, labels)), token_concept)
 
 
 def unnamed(labels: Sequence[str], encoding: Encoding) -> Named:
@@ -388,7 +402,7 @@ def name_boxes_by_spans(text: str, encoding: Encoding, spans: Sequence[Sequence[
 
 
 def _named(
-  positive_map: np.ndarray, named: tuple[Phrase, ...], box_concept: list[int], token_concept: np.ndarray
+  positive_map: np.ndarray, named: Sequence[Phrase], box_concept: list[int], token_concept: np.ndarray
 ) -> Named:
   kept = positive_map.any(axis=1)
   return Named(kept, named, positive_map[kept], np.array(box_concept, np.int32)[kept], token_concept)

@@ -6,7 +6,7 @@ A source (pipelines/sources) turns its dialect into `Example`s; `pipelines/prepa
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -141,6 +141,31 @@ class Phrase:
   span: Span = (0, 0)  # characters of the text that name it (training, where nobody asks: unset)
 
 
+class Phrases(Sequence[Phrase]):
+  """The phrases of a prompt as columns: it may name a hundred, and in training nobody asks for them.
+
+  Attributes:
+    names, spans: n.
+    first, count: n int32, the tokens of each: so many from the first one on.
+  """
+
+  def __init__(self, names: Sequence[str], spans: Sequence[Span], first: np.ndarray, count: np.ndarray):
+    self.names, self.spans, self.first, self.count = names, spans, first, count
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, i: int) -> Phrase:
+    first = int(self.first[i])
+    return Phrase(self.names[i], tuple(range(first, first + int(self.count[i]))), self.spans[i])
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+  def __hash__(self) -> int:
+    return hash(tuple(self))
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
   """One example ready to be stacked: fixed shapes apart from the number of boxes."""
@@ -158,7 +183,7 @@ class Prepared:
   source: str
   image_id: int
   text: str  # the prompt or caption that was tokenised
-  phrases: tuple[Phrase, ...]  # what the prompt names, in order
+  phrases: Sequence[Phrase]  # what the prompt names, in order
   mirrored: bool = False
   text_id: int | None = None
   masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
@@ -176,7 +201,7 @@ class Info:
   original_size: tuple[int, int]
   image_size: tuple[int, int]
   text: str
-  phrases: tuple[Phrase, ...]
+  phrases: Sequence[Phrase]
   mirrored: bool
   text_id: int | None
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import gzip
 import importlib.resources
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ CLIP_MASK_ID = 49404  # a rare entry that the authors declare to be the mask tok
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts text into words
 CLIP_MERGES = 49152 - 256 - 2  # the rest of the merges file is not part of the vocabulary
 REMEMBERED = 1 << 17  # names whose tokens are kept
+NO_TOKEN = -1
 FORMS = "'shapes', the path of a BERT vocab.txt, 'clip:PATH of bpe_simple_vocab_16e6.txt.gz' or a Hugging Face name"
 
 
@@ -35,16 +37,16 @@ class Encoding:
 
   def char_to_token(self, char: int) -> int | None:
     """Position of the first token that covers this character; None on white space, beyond the text or when cut off."""
-    return self.first_tokens[char] if 0 <= char < len(self.first_tokens) else None
+    token = int(self.first_tokens[char]) if 0 <= char < len(self.first_tokens) else NO_TOKEN
+    return None if token == NO_TOKEN else token
 
   @functools.cached_property
-  def first_tokens(self) -> list[int | None]:
-    """For every character; prompts with hundreds of names are asked for all of them."""
-    first: list[int | None] = [None] * int(self.offsets.max(initial=0))
-    spans = self.offsets.tolist()
-    for token in range(len(spans) - 1, -1, -1):  # tokens may share a character (pieces of an emoji): the first one wins
-      begin, end = spans[token]
-      first[begin:end] = [token] * (end - begin)
+  def first_tokens(self) -> np.ndarray:
+    """For every character the first token that covers it, NO_TOKEN for none; c int32."""
+    first = np.full(self.offsets.max(initial=0), NO_TOKEN, np.int32)
+    # Backwards, because tokens may share a character (pieces of an emoji) and what is assigned last stays.
+    begins, lengths = self.offsets[::-1, 0], self.offsets[::-1, 1] - self.offsets[::-1, 0]
+    first[ranges(begins, lengths)] = np.repeat(np.arange(len(begins))[::-1], lengths)
     return first
 
 
@@ -73,11 +75,12 @@ class Words:
   def encode_names(self, pieces: Sequence[str]) -> Encoding:
     """What `encode` gives for the joined pieces, provided that all but the last end in white space: no token reaches
     over it. A tenth of the time, because pieces (class names with their separators) are remembered."""
-    found = [self._piece(piece) for piece in pieces]
-    begins = np.cumsum([0, *map(len, pieces)])[:-1]
-    ids = np.concatenate([ids for ids, _ in found])
+    found = list(map(self._pieces.__getitem__, pieces))
+    ids = list(itertools.chain.from_iterable([ids for ids, _ in found]))
+    offsets = list(itertools.chain.from_iterable([offsets for _, offsets in found]))
+    begins = np.array(list(itertools.accumulate(map(len, pieces), initial=0))[:-1], np.int32)
     shifts = np.repeat(begins, [len(ids) for ids, _ in found])
-    return self._framed(ids, np.concatenate([offsets for _, offsets in found]) + shifts[:, None].astype(np.int32))
+    return self._framed(np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2) + shifts[:, None])
 
   def count(self, text: str) -> int:
     """Number of tokens of `text` alone: no special tokens, no truncation."""
@@ -85,7 +88,11 @@ class Words:
 
   def count_name(self, piece: str) -> int:
     """The same for a class name, remembered."""
-    return len(self._piece(piece)[0])
+    return len(self._pieces[piece][0])
+
+  def count_names(self, pieces: Sequence[str]) -> list[int]:
+    """The same for many."""
+    return [len(ids) for ids, _ in map(self._pieces.__getitem__, pieces)]
 
   def _framed(self, ids: np.ndarray, begins_ends: np.ndarray) -> Encoding:
     kept = min(len(ids) + 2, self.max_tokens)
@@ -95,20 +102,52 @@ class Words:
     tokens[0], tokens[kept - 1] = self.cls_id, self.sep_id
     return Encoding(tokens, np.arange(self.max_tokens) < kept, offsets, truncated=len(ids) + 2 > kept)
 
-  def _piece(self, piece: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids k and offsets k 2 of a text, without special tokens."""
-    found = self._pieces.get(piece)
-    if found is None:
-      encoded = self.tokenizer.encode(piece, add_special_tokens=False)
-      found = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
-      if len(self._pieces) >= REMEMBERED:
-        self._pieces.clear()
-      self._pieces[piece] = found
+  @functools.cached_property
+  def _pieces(self) -> "_Pieces":
+    return _Pieces(self.tokenizer)
+
+
+class _Pieces(dict):
+  """Text -> its token ids k, and their characters begin, end, begin, end, ... 2k; without special tokens."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer):
+    super().__init__()
+    self._tokenizer = tokenizer
+
+  def __missing__(self, piece: str) -> tuple[list[int], list[int]]:
+    encoded = self._tokenizer.encode(piece, add_special_tokens=False)
+    if len(self) >= REMEMBERED:
+      self.clear()
+    self[piece] = found = encoded.ids, list(itertools.chain.from_iterable(encoded.offsets))
     return found
 
-  @functools.cached_property
-  def _pieces(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return {}
+
+def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """The numbers begin .. begin + length - 1 of every range, one after the other."""
+  ends = np.cumsum(lengths)
+  return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
+
+
+def token_ranges(encoding: Encoding, begins: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """`span_to_tokens` for n spans [begin, end), each by itself: their first token and number of tokens, n int32; 0 0 for
+  a span without tokens."""
+  first = _first_tokens(encoding.first_tokens, begins, 1)
+  last = _first_tokens(encoding.first_tokens, ends - 1, -1)
+  found = (first != NO_TOKEN) & (last >= first)
+  return np.where(found, first, 0), np.where(found, last - first + 1, 0)
+
+
+def _first_tokens(first_tokens: np.ndarray, chars: np.ndarray, step: int) -> np.ndarray:
+  """`_first_token` for n characters, NO_TOKEN for none."""
+  framed = np.full(len(first_tokens) + 2, NO_TOKEN, np.int32)
+  framed[1:-1] = first_tokens
+  found = framed[np.minimum(np.maximum(chars + 1, 0), len(framed) - 1)]
+  for place in (chars + step, chars + 2 * step):
+    missing = found == NO_TOKEN
+    if not missing.any():
+      break
+    found[missing] = framed[np.minimum(np.maximum(place[missing] + 1, 0), len(framed) - 1)]
+  return found
 
 
 def span_to_tokens(encoding: Encoding, spans: tuple[Span, ...]) -> tuple[int, ...]:
@@ -119,8 +158,7 @@ def span_to_tokens(encoding: Encoding, spans: tuple[Span, ...]) -> tuple[int, ..
   """
   ranges = []
   for begin, end in spans:
-    first = _first_token(encoding.first_tokens, begin, 1)
-    last = _first_token(encoding.first_tokens, end - 1, -1)
+    first, last = _first_token(encoding, begin, 1), _first_token(encoding, end - 1, -1)
     if first is not None and last is not None:
       ranges.append(range(first, last + 1))
   return tuple(ranges[0]) if len(ranges) == 1 else tuple(sorted(set().union(*ranges)))
@@ -144,11 +182,11 @@ def load_words(tokenizer: str, max_tokens: int) -> Words:
   return _hugging_face(tokenizer, max_tokens)
 
 
-def _first_token(first_tokens: list[int | None], char: int, step: int) -> int | None:
+def _first_token(encoding: Encoding, char: int, step: int) -> int | None:
   """The token at `char`, or at one of the next two characters in this direction."""
   for place in (char, char + step, char + 2 * step):
-    if 0 <= place < len(first_tokens) and first_tokens[place] is not None:
-      return first_tokens[place]
+    if (token := encoding.char_to_token(place)) is not None:
+      return token
   return None
 
 
