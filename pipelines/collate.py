@@ -25,8 +25,11 @@ def _info(p: Prepared) -> Info | None:
 def collate(examples: Sequence[Prepared], max_boxes: int) -> HostBatch:
   """b examples on one canvas, each with at most `max_boxes` boxes -> HostBatch (shapes: glipv2_jax/schema.py)."""
   counts = np.array([len(p.boxes_xyxy_px) for p in examples])
+  image = np.empty((len(examples), *examples[0].canvas, 3), np.uint8)
+  for row, p in zip(image, examples, strict=True):
+    p.draw(row)
   batch = Batch(
-    image=np.stack([p.image for p in examples]),
+    image=image,
     image_size=np.array([p.image_size for p in examples], np.int32),
     tokens=np.stack([p.tokens for p in examples]),
     tokens_valid=np.stack([p.tokens_valid for p in examples]),

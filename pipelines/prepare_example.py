@@ -7,6 +7,7 @@ training stream.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -109,7 +110,8 @@ def _assemble(
   encoding: Encoding,
   named: Named,
   boxes: np.ndarray,
-  pixels: np.ndarray,
+  image: np.ndarray,
+  fast: bool,
   geometry: images.Geometry,
   max_boxes: int,
   rng: np.random.Generator | None,
@@ -126,8 +128,12 @@ def _assemble(
     rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
   if masks is not None:
     masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
+  draw = functools.partial(geometry.draw, image, fast=fast)
+  if image.size > 3 * math.prod(geometry.canvas):  # what waits for its batch is never larger than the canvas
+    draw = functools.partial(np.copyto, src=geometry.pixels(image, fast))
   return Prepared(
-    image=pixels,
+    canvas=geometry.canvas,
+    draw=draw,
     image_size=geometry.size,
     original_size=geometry.original,
     tokens=encoding.tokens,
@@ -179,9 +185,8 @@ def train_example(
   geometry = images.fit(size, canvas, flipped)
   image = images.decode(example.image, example.record, cfg.max_pixels, geometry.size if fast else None)
   boxes = usable_boxes(example, size, cfg.box_tolerance_px)
-  pixels = geometry.pixels(image, fast)
   prepared = _assemble(
-    example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, rng, example.masks
+    example, prompt.text, encoding, named, boxes, image, fast, geometry, cfg.max_boxes, rng, example.masks
   )
   if cfg.masking is None:
     return prepared
@@ -225,8 +230,12 @@ def evaluation_example(
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas, mirrored)
-  pixels = geometry.pixels(images.decode(example.image, example.record, cfg.max_pixels))
-  return _assemble(example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, None)
+  image = images.decode(example.image, example.record, cfg.max_pixels)
+  return _assemble(example, prompt.text, encoding, named, boxes, image, False, geometry, cfg.max_boxes, None)
+
+
+def _black(out: np.ndarray) -> None:
+  out[...] = 0
 
 
 def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str], ...] = ()) -> Prepared:
@@ -234,7 +243,8 @@ def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str],
   encoding = words.encode("")
   m = len(encoding.tokens)
   return Prepared(
-    image=np.zeros((*canvas, 3), np.uint8),
+    canvas=canvas,
+    draw=_black,
     image_size=canvas,
     original_size=canvas,
     tokens=encoding.tokens,

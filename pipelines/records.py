@@ -6,7 +6,7 @@ A source (pipelines/sources) turns its dialect into `Example`s; `pipelines/prepa
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -170,7 +170,8 @@ class Phrases(Sequence[Phrase]):
 class Prepared:
   """One example ready to be stacked: fixed shapes apart from the number of boxes."""
 
-  image: np.ndarray  # h w 3 uint8 on the canvas
+  canvas: tuple[int, int]  # height, width
+  draw: Callable[[np.ndarray], None]  # writes the picture onto an h w 3 uint8 canvas: a row of the batch, at once
   image_size: tuple[int, int]  # valid height, width on the canvas
   original_size: tuple[int, int]  # height, width of the original image
   tokens: np.ndarray  # m int32
@@ -190,6 +191,13 @@ class Prepared:
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation
+
+  @property
+  def image(self) -> np.ndarray:
+    """The picture on a canvas of its own, h w 3 uint8."""
+    out = np.empty((*self.canvas, 3), np.uint8)
+    self.draw(out)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
