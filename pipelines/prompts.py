@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,11 +23,11 @@ from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_na
 from pipelines.draws import Draws
 from pipelines.records import Example, Phrase, Phrases, Span
 from pipelines.synonyms import NO_SYNONYMS, Synonyms, draw
-from pipelines.words import Encoding, Words, ranges, span_to_tokens, token_ranges
+from pipelines.words import SPECIAL_TOKENS, Encoding, Words, span_to_tokens
 
 BACKGROUND = "__background__"
-SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 Wording = tuple[str, str, str]  # text before a name, the name, text after it
+REMEMBERED = 1 << 17  # names whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,15 @@ class Prompt:
   """A text and what it names: (name, characters [begin, end)) in the order of the text. Class names are as the source
   spells them; their characters show the cleaned name.
 
-  `pieces`: the text of class names cut after each separator. `own`: the characters of the example's own caption where
-  others were packed around it.
+  `pieces`: the text of class names cut after each separator, `first` and `count` the tokens of each name in it. `own`:
+  the characters of the example's own caption where others were packed around it.
   """
 
   text: str
   spans: tuple[tuple[str, Span], ...]
   pieces: tuple[str, ...] = ()
+  first: Sequence[int] = ()
+  count: Sequence[int] = ()
   own: Span | None = None
 
   def encode(self, words: Words) -> Encoding:
@@ -173,7 +176,7 @@ def detection_prompt(
       first = sorted(order, key=lambda name: name not in wanted)  # stable: the order within both halves stays
       chosen = set(_fitting(first, wordings, words, cfg.separator, used))
       names = [name for name in order if name in chosen]
-  prompt = _join(names, wordings, cfg.separator, cfg.prefix, cfg.distinct)
+  prompt = _join(names, wordings, words, cfg.separator, cfg.prefix, cfg.distinct)
   named = {name for name, _ in prompt.spans}
   return prompt, np.array([label in named for label in labels], bool)
 
@@ -196,7 +199,7 @@ def all_classes_prompts(
     names = _fitting(rest[:per_prompt], worded, words, separator, 0)
     if not names:
       raise ValueError(f"class {rest[0]!r} with its wording does not fit into {words.max_tokens} tokens; shorten it")
-    prompts.append(_join(names, worded, separator, prefix="", distinct=False))
+    prompts.append(_join(names, worded, words, separator, prefix="", distinct=False))
     rest = rest[len(names) :]
   return prompts
 
@@ -220,8 +223,7 @@ def _sampled_names(
 
   def spent(names: list[str]) -> list[int]:
     """Tokens of the first name, the first two, ..."""
-    pieces = [text + cfg.separator for text in _shown(names, wordings)]
-    return list(itertools.accumulate(words.count_names(pieces)))
+    return list(itertools.accumulate([entry.tokens for entry in _entries(names, wordings, words, cfg.separator)]))
 
   order = rng.permutation(list(dict.fromkeys(labels))).tolist()
   needed = spent(order)
@@ -264,43 +266,80 @@ def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
 def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separator: str, used: int) -> list[str]:
   """The first names whose prompt fits; `used` tokens are taken already."""
   room = words.max_tokens - SPECIAL_TOKENS - used
-  texts = _shown(names, wordings)
-  before = itertools.accumulate(words.count_names([text + separator for text in texts]), initial=0)
-  for i, (spent, last) in enumerate(zip(before, words.count_names(texts), strict=False)):
-    if spent + last > room:  # the last name has no separator
+  for i, entry in enumerate(_entries(names, wordings, words, separator)):
+    if words.count_name(entry.bare) > room:  # the last name has no separator
       return names[:i]
+    room -= entry.tokens
   return names
 
 
-def _shown(names: Sequence[str], wordings: dict[str, Wording]) -> list[str]:
-  """What each name reads like."""
-  return ["".join(wording) for wording in _worded(names, wordings)] if wordings else list(map(clean_name, names))
+class Entry(NamedTuple):
+  """A class name as a piece of a prompt."""
+
+  text: str  # with its wording and the separator
+  bare: str  # without the separator
+  key: str  # equal for names that read alike
+  begin: int  # characters of the name in the text
+  end: int
+  tokens: int  # of the text
+  first: int  # of those the name has `count` tokens from this one on
+  count: int
 
 
-def _worded(names: Sequence[str], wordings: dict[str, Wording]) -> list[Wording]:
-  return [wordings[name] if name in wordings else ("", clean_name(name), "") for name in names]
+class _Entries(dict):
+  """Name, or (name, wording), -> Entry: what one tokenizer makes of it, remembered."""
+
+  def __init__(self, words: Words, separator: str):
+    super().__init__()
+    self._words, self._separator = words, separator
+
+  def __missing__(self, key: str | tuple[str, Wording]) -> Entry:
+    before, shown, after = ("", clean_name(key), "") if isinstance(key, str) else key[1]
+    bare, span = before + shown + after, (len(before), len(before) + len(shown))
+    text = bare + self._separator
+    tokens = self._words.count_name(text)
+    alone = dataclasses.replace(self._words, max_tokens=tokens + SPECIAL_TOKENS).encode(text)
+    own = span_to_tokens(alone, (span,))
+    first = own[0] - 1 if own else 0  # [CLS] stands before them
+    if len(self) >= REMEMBERED:
+      self.clear()
+    self[key] = entry = Entry(text, bare, normalised_name(shown), *span, tokens, first, len(own))
+    return entry
 
 
-def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
+def _entries(names: Sequence[str], wordings: dict[str, Wording], words: Words, separator: str) -> list[Entry]:
+  key = _Entries, separator
+  if key not in words.remembered:
+    words.remembered[key] = _Entries(words, separator)
+  known = words.remembered[key]
+  if not wordings:
+    return list(map(known.__getitem__, names))
+  return [known[(name, wordings[name]) if name in wordings else name] for name in names]
+
+
+def _join(
+  names: list[str], wordings: dict[str, Wording], words: Words, separator: str, prefix: str, distinct: bool
+) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  worded = _worded(names, wordings) if wordings else [("", text, "") for text in map(clean_name, names)]
-  places: Sequence[int] = range(len(names))  # of each name: which of the texts is its own
-  if distinct:
-    keys = [normalised_name(shown) for _, shown, _ in worded]
-    if len(set(keys)) < len(keys):
-      number: dict[str, int] = {}
-      places = [number.setdefault(key, len(number)) for key in keys]
-      worded = [worded[keys.index(key)] for key in number]
-  pieces = [before + shown + after + separator for before, shown, after in worded]
+  entries, places = _entries(names, wordings, words, separator), None
+  if distinct and len({entry.key for entry in entries}) < len(entries):
+    first = {entry.key: entry for entry in reversed(entries)}
+    number = {key: i for i, key in enumerate(dict.fromkeys(entry.key for entry in entries))}
+    places = [number[entry.key] for entry in entries]
+    entries = [first[key] for key in number]
+  pieces = [entry.text for entry in entries]
   begins = itertools.accumulate(map(len, pieces), initial=len(prefix))
-  spans = [
-    (begin + len(before), begin + len(before) + len(shown))
-    for begin, (before, shown, _) in zip(begins, worded, strict=False)
-  ]
-  if pieces:
-    pieces[-1] = pieces[-1].removesuffix(separator)
-  pieces = [prefix, *pieces] if prefix else pieces
-  return Prompt("".join(pieces), tuple((name, spans[i]) for name, i in zip(names, places, strict=True)), tuple(pieces))
+  spans = [(begin + entry.begin, begin + entry.end) for begin, entry in zip(begins, entries, strict=False)]
+  tokens = itertools.accumulate([entry.tokens for entry in entries], initial=1 + words.count_name(prefix))
+  first = [start + entry.first for start, entry in zip(tokens, entries, strict=False)]
+  count = [entry.count for entry in entries]
+  if places:
+    spans, first, count = ([column[i] for i in places] for column in (spans, first, count))
+  if entries:
+    pieces[-1] = entries[-1].bare
+  if prefix:
+    pieces.insert(0, prefix)
+  return Prompt("".join(pieces), tuple(zip(names, spans, strict=True)), tuple(pieces), first, count)
 
 
 # Captions.
@@ -350,9 +389,11 @@ def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
 
 def phrases(prompt: Prompt, encoding: Encoding) -> Phrases:
   """Everything the prompt names with its token positions, () where the text was cut off."""
-  spans = [span for _, span in prompt.spans]
-  begins, ends = np.array(spans, np.int32).reshape(-1, 2).T
-  return Phrases([name for name, _ in prompt.spans], spans, *token_ranges(encoding, begins, ends))
+  first, count = prompt.first, prompt.count
+  if encoding.truncated or not prompt.pieces:
+    tokens = [span_to_tokens(encoding, (span,)) for _, span in prompt.spans]
+    first, count = [found[0] if found else 0 for found in tokens], list(map(len, tokens))
+  return Phrases([name for name, _ in prompt.spans], [span for _, span in prompt.spans], first, count)
 
 
 def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
@@ -366,18 +407,16 @@ def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
 def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Named:
   """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
   every class in the prompt (reference 6.1, 11.9)."""
-  named, positions = phrases(prompt, encoding), np.arange(len(encoding.tokens), dtype=np.int32)
-  place = dict(zip(named.names, range(len(named)), strict=True))
-  first, count = (
-    np.append(column, np.int32(0)) for column in (named.first, named.count)
-  )  # -1: a label without a place
-  rows = [place.get(label, -1) for label in labels]
-  begins = first[rows][:, None]
-  positive_map = (positions >= begins) & (positions < begins + count[rows][:, None])
-  token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
-  rows = list(place.values())
-  token_concept[ranges(first[rows], count[rows])] = np.repeat(list(map(concept_id, place)), count[rows])
-  return _named(positive_map, named, list(map(concept_id, labels)), token_concept)
+  named = phrases(prompt, encoding)
+  place = {name: (first, count) for name, first, count in zip(named.names, named.first, named.count, strict=True)}
+  positive_map = np.zeros((len(labels), len(encoding.tokens)), bool)
+  for row, label in zip(positive_map, labels, strict=True):
+    first, count = place.get(label, (0, 0))
+    row[first : first + count] = True
+  token_concept = [NO_CONCEPT] * len(encoding.tokens)
+  for name, (first, count) in place.items():
+    token_concept[first : first + count] = [concept_id(name)] * count
+  return _named(positive_map, named, list(map(concept_id, labels)), np.array(token_concept, np.int32))
 
 
 def unnamed(labels: Sequence[str], encoding: Encoding) -> Named:

@@ -146,18 +146,18 @@ class Phrases(Sequence[Phrase]):
 
   Attributes:
     names, spans: n.
-    first, count: n int32, the tokens of each: so many from the first one on.
+    first, count: n, the tokens of each: so many from the first one on.
   """
 
-  def __init__(self, names: Sequence[str], spans: Sequence[Span], first: np.ndarray, count: np.ndarray):
+  def __init__(self, names: Sequence[str], spans: Sequence[Span], first: Sequence[int], count: Sequence[int]):
     self.names, self.spans, self.first, self.count = names, spans, first, count
 
   def __len__(self) -> int:
     return len(self.names)
 
   def __getitem__(self, i: int) -> Phrase:
-    first = int(self.first[i])
-    return Phrase(self.names[i], tuple(range(first, first + int(self.count[i]))), self.spans[i])
+    first = self.first[i]
+    return Phrase(self.names[i], tuple(range(first, first + self.count[i])), self.spans[i])
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Sequence) and tuple(self) == tuple(other)

@@ -10,7 +10,8 @@ import gzip
 import importlib.resources
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -22,7 +23,7 @@ CLIP_MASK_ID = 49404  # a rare entry that the authors declare to be the mask tok
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts text into words
 CLIP_MERGES = 49152 - 256 - 2  # the rest of the merges file is not part of the vocabulary
 REMEMBERED = 1 << 17  # names whose tokens are kept
-NO_TOKEN = -1
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 FORMS = "'shapes', the path of a BERT vocab.txt, 'clip:PATH of bpe_simple_vocab_16e6.txt.gz' or a Hugging Face name"
 
 
@@ -32,21 +33,26 @@ class Encoding:
 
   tokens: np.ndarray  # m int32
   tokens_valid: np.ndarray  # m bool, [CLS] and [SEP] included
-  offsets: np.ndarray  # m 2 int32, characters [begin, end) of each token; empty ranges at special tokens and padding
+  find_offsets: Callable[[], np.ndarray]  # gives `offsets`: who knows where the tokens are need not ask
   truncated: bool  # the text had more tokens than fit
+
+  @functools.cached_property
+  def offsets(self) -> np.ndarray:
+    """m 2 int32: characters [begin, end) of each token; empty ranges at special tokens and padding."""
+    return self.find_offsets()
 
   def char_to_token(self, char: int) -> int | None:
     """Position of the first token that covers this character; None on white space, beyond the text or when cut off."""
-    token = int(self.first_tokens[char]) if 0 <= char < len(self.first_tokens) else NO_TOKEN
-    return None if token == NO_TOKEN else token
+    return self.first_tokens[char] if 0 <= char < len(self.first_tokens) else None
 
   @functools.cached_property
-  def first_tokens(self) -> np.ndarray:
-    """For every character the first token that covers it, NO_TOKEN for none; c int32."""
-    first = np.full(self.offsets.max(initial=0), NO_TOKEN, np.int32)
-    # Backwards, because tokens may share a character (pieces of an emoji) and what is assigned last stays.
-    begins, lengths = self.offsets[::-1, 0], self.offsets[::-1, 1] - self.offsets[::-1, 0]
-    first[ranges(begins, lengths)] = np.repeat(np.arange(len(begins))[::-1], lengths)
+  def first_tokens(self) -> list[int | None]:
+    """For every character; captions with many phrases are asked for all of them."""
+    first: list[int | None] = [None] * int(self.offsets.max(initial=0))
+    spans = self.offsets.tolist()
+    for token in range(len(spans) - 1, -1, -1):  # tokens may share a character (pieces of an emoji): the first one wins
+      begin, end = spans[token]
+      first[begin:end] = [token] * (end - begin)
     return first
 
 
@@ -70,17 +76,18 @@ class Words:
   def encode(self, text: str) -> Encoding:
     """Token ids with [CLS] and [SEP], cut to `max_tokens` (the last one stays [SEP]) and padded."""
     encoded = self.tokenizer.encode(text, add_special_tokens=False)
-    return self._framed(np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2))
+    return self._framed(encoded.ids, lambda: encoded.offsets)
 
   def encode_names(self, pieces: Sequence[str]) -> Encoding:
     """What `encode` gives for the joined pieces, provided that all but the last end in white space: no token reaches
     over it. A tenth of the time, because pieces (class names with their separators) are remembered."""
     found = list(map(self._pieces.__getitem__, pieces))
-    ids = list(itertools.chain.from_iterable([ids for ids, _ in found]))
-    offsets = list(itertools.chain.from_iterable([offsets for _, offsets in found]))
-    begins = np.array(list(itertools.accumulate(map(len, pieces), initial=0))[:-1], np.int32)
-    shifts = np.repeat(begins, [len(ids) for ids, _ in found])
-    return self._framed(np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2) + shifts[:, None])
+
+    def offsets() -> list[tuple[int, int]]:
+      shifts = itertools.accumulate(map(len, pieces), initial=0)
+      return [(b + shift, e + shift) for shift, (_, own) in zip(shifts, found, strict=False) for b, e in own]
+
+    return self._framed(list(itertools.chain.from_iterable([ids for ids, _ in found])), offsets)
 
   def count(self, text: str) -> int:
     """Number of tokens of `text` alone: no special tokens, no truncation."""
@@ -90,64 +97,49 @@ class Words:
     """The same for a class name, remembered."""
     return len(self._pieces[piece][0])
 
-  def count_names(self, pieces: Sequence[str]) -> list[int]:
-    """The same for many."""
-    return [len(ids) for ids, _ in map(self._pieces.__getitem__, pieces)]
+  def _framed(self, ids: list[int], offsets: Callable[[], list[tuple[int, int]]]) -> Encoding:
+    kept = min(len(ids) + SPECIAL_TOKENS, self.max_tokens)
+    padding = [self.pad_id] * (self.max_tokens - kept)
+    tokens = np.array([self.cls_id, *ids[: kept - SPECIAL_TOKENS], self.sep_id, *padding], np.int32)
 
-  def _framed(self, ids: np.ndarray, begins_ends: np.ndarray) -> Encoding:
-    kept = min(len(ids) + 2, self.max_tokens)
-    tokens = np.full(self.max_tokens, self.pad_id, np.int32)
-    offsets = np.zeros((self.max_tokens, 2), np.int32)
-    tokens[1 : kept - 1], offsets[1 : kept - 1] = ids[: kept - 2], begins_ends[: kept - 2]
-    tokens[0], tokens[kept - 1] = self.cls_id, self.sep_id
-    return Encoding(tokens, np.arange(self.max_tokens) < kept, offsets, truncated=len(ids) + 2 > kept)
+    def framed() -> np.ndarray:
+      out = np.zeros((self.max_tokens, 2), np.int32)
+      out[1 : kept - 1] = np.array(offsets(), np.int32).reshape(-1, 2)[: kept - SPECIAL_TOKENS]
+      return out
+
+    return Encoding(tokens, self._valid[kept], framed, truncated=len(ids) + SPECIAL_TOKENS > kept)
+
+  @functools.cached_property
+  def _valid(self) -> np.ndarray:
+    """`tokens_valid` by the number of tokens, m + 1 m bool."""
+    return np.tri(self.max_tokens + 1, self.max_tokens, -1, bool)
 
   @functools.cached_property
   def _pieces(self) -> "_Pieces":
     return _Pieces(self.tokenizer)
 
+  @functools.cached_property
+  def remembered(self) -> dict[Any, Any]:
+    """What others keep with this tokenizer (prompts.py: the names of classes)."""
+    return {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # nothing remembered
+
 
 class _Pieces(dict):
-  """Text -> its token ids k, and their characters begin, end, begin, end, ... 2k; without special tokens."""
+  """Text -> its token ids and their characters, without special tokens."""
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     super().__init__()
     self._tokenizer = tokenizer
 
-  def __missing__(self, piece: str) -> tuple[list[int], list[int]]:
+  def __missing__(self, piece: str) -> tuple[list[int], list[tuple[int, int]]]:
     encoded = self._tokenizer.encode(piece, add_special_tokens=False)
     if len(self) >= REMEMBERED:
       self.clear()
-    self[piece] = found = encoded.ids, list(itertools.chain.from_iterable(encoded.offsets))
+    self[piece] = found = encoded.ids, encoded.offsets
     return found
-
-
-def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """The numbers begin .. begin + length - 1 of every range, one after the other."""
-  ends = np.cumsum(lengths)
-  return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
-
-
-def token_ranges(encoding: Encoding, begins: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`span_to_tokens` for n spans [begin, end), each by itself: their first token and number of tokens, n int32; 0 0 for
-  a span without tokens."""
-  first = _first_tokens(encoding.first_tokens, begins, 1)
-  last = _first_tokens(encoding.first_tokens, ends - 1, -1)
-  found = (first != NO_TOKEN) & (last >= first)
-  return np.where(found, first, 0), np.where(found, last - first + 1, 0)
-
-
-def _first_tokens(first_tokens: np.ndarray, chars: np.ndarray, step: int) -> np.ndarray:
-  """`_first_token` for n characters, NO_TOKEN for none."""
-  framed = np.full(len(first_tokens) + 2, NO_TOKEN, np.int32)
-  framed[1:-1] = first_tokens
-  found = framed[np.minimum(np.maximum(chars + 1, 0), len(framed) - 1)]
-  for place in (chars + step, chars + 2 * step):
-    missing = found == NO_TOKEN
-    if not missing.any():
-      break
-    found[missing] = framed[np.minimum(np.maximum(place[missing] + 1, 0), len(framed) - 1)]
-  return found
 
 
 def span_to_tokens(encoding: Encoding, spans: tuple[Span, ...]) -> tuple[int, ...]:
