@@ -1,7 +1,7 @@
-"""A student of `glipv2 pseudo-label` on the embedded data: captions with the boxes that the network of `make demo` found.
+"""A student of `glipv2 pseudo-label` on the embedded data: captions with the boxes that the demo network found.
 
-  glipv2 pseudo-label --checkpoint runs/demo --source shapes task=grounding length=4000 --threshold 0.4 --out runs/pseudo
-  glipv2 train --config=configs/student.py --workdir=runs/student --config.data.root=runs/pseudo
+  glipv2 pseudo-label --checkpoint runs/demo --source shapes task=grounding length=4000 --threshold 0.4 --out runs/boxes
+  glipv2 train --config=configs/student.py --workdir=runs/student --config.data.root=runs/boxes
   glipv2 train --config=configs/student.py:truth --workdir=runs/truth     (the same pictures with their true boxes)
 
 Evaluation: captions of held-out scenes.

@@ -7,8 +7,7 @@ training stream.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -104,18 +103,32 @@ def _mirrored(example: Example) -> Example:
   return dataclasses.replace(example, caption=caption, spans=spans)
 
 
+def _draw(out: np.ndarray, example: Example, geometry: images.Geometry, cfg: PrepareConfig, fast: bool) -> None:
+  """Decodes the picture onto the canvas `out`. Raises BadRecord."""
+  enough = geometry.size if fast else None
+  geometry.draw(images.decode(example.image, example.record, cfg.max_pixels, enough), out, fast)
+
+
+def _drawn(draw: Callable[[np.ndarray], None], canvas: tuple[int, int]) -> Callable[[np.ndarray], None]:
+  """Draws now, to be copied later. Raises BadRecord."""
+  out = np.empty((*canvas, 3), np.uint8)
+  draw(out)
+  return functools.partial(np.copyto, src=out)
+
+
 def _assemble(
   example: Example,
   text: str,
   encoding: Encoding,
   named: Named,
   boxes: np.ndarray,
-  image: np.ndarray,
-  fast: bool,
+  draw: Callable[[np.ndarray], None],
   geometry: images.Geometry,
   max_boxes: int,
   rng: np.random.Generator | None,
   masks: Sequence[Mask | None] | None = None,
+  instead: Callable[[], Prepared] | None = None,
+  skipped: tuple[tuple[str, str], ...] = (),
 ) -> Prepared:
   """Everything on its canvas; boxes that no token names, and those beyond `max_boxes`, are left out and reported.
   `boxes` g 4, and `masks` if given, are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
@@ -128,9 +141,6 @@ def _assemble(
     rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
   if masks is not None:
     masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
-  draw = functools.partial(geometry.draw, image, fast=fast)
-  if image.size > 3 * math.prod(geometry.canvas):  # what waits for its batch is never larger than the canvas
-    draw = functools.partial(np.copyto, src=geometry.pixels(image, fast))
   return Prepared(
     canvas=geometry.canvas,
     draw=draw,
@@ -150,7 +160,9 @@ def _assemble(
     mirrored=geometry.flipped,
     text_id=example.text_id,
     masks=None if masks is None else tuple(None if mask is None else mask.moved(geometry) for mask in masks),
+    skipped=skipped,
     reduced=tuple(reduced),
+    instead=instead,
   )
 
 
@@ -163,9 +175,13 @@ def train_example(
   rng: np.random.Generator,
   captions: Sequence[str] = (),
   synonyms: Synonyms = NO_SYNONYMS,
+  instead: Callable[[], Prepared] | None = None,
+  skipped: tuple[tuple[str, str], ...] = (),
 ) -> Prepared:
   """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source,
-  `synonyms`: how they may be called too; `captions`: others of its source, to pack its own with.
+  `synonyms`: how they may be called too; `captions`: others of its source, to pack its own with. Where there is
+  something to take `instead`, the picture is decoded by `Prepared.draw` only, which may raise the BadRecord then.
+  `skipped`: records that were passed over to get this one.
 
   A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
 
@@ -181,12 +197,14 @@ def train_example(
   if not cfg.prompt.wordings:  # they are written for all classes of the source
     classes = example.vocabulary(classes)
   prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt, captions, synonyms)
-  size, fast = _size(example, cfg), cfg.pixels == "fast"
+  size = _size(example, cfg)
   geometry = images.fit(size, canvas, flipped)
-  image = images.decode(example.image, example.record, cfg.max_pixels, geometry.size if fast else None)
+  draw = functools.partial(_draw, example=example, geometry=geometry, cfg=cfg, fast=cfg.pixels == "fast")
+  if instead is None:
+    draw = _drawn(draw, canvas)
   boxes = usable_boxes(example, size, cfg.box_tolerance_px)
   prepared = _assemble(
-    example, prompt.text, encoding, named, boxes, image, fast, geometry, cfg.max_boxes, rng, example.masks
+    example, prompt.text, encoding, named, boxes, draw, geometry, cfg.max_boxes, rng, example.masks, instead, skipped
   )
   if cfg.masking is None:
     return prepared
@@ -230,8 +248,9 @@ def evaluation_example(
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas, mirrored)
-  image = images.decode(example.image, example.record, cfg.max_pixels)
-  return _assemble(example, prompt.text, encoding, named, boxes, image, False, geometry, cfg.max_boxes, None)
+  draw = functools.partial(_draw, example=example, geometry=geometry, cfg=cfg, fast=False)
+  draw = _drawn(draw, canvas)
+  return _assemble(example, prompt.text, encoding, named, boxes, draw, geometry, cfg.max_boxes, None)
 
 
 def _black(out: np.ndarray) -> None:
@@ -291,21 +310,44 @@ class Prepare:
   mixture: Mixture
 
   def __call__(self, k: int, place: Place) -> Prepared:
+    """The picture is decoded when the batch is stacked (`Prepared.draw`): one after the other, with the processor's
+    caches for it alone. One that turns out to be broken then is replaced by `Prepared.instead`.
+
+    Raises as `at_once`.
+    """
+    return self._prepared(k, place, functools.partial(self.at_once, k, place))
+
+  def at_once(self, k: int, place: Place) -> Prepared:
     """An unusable record is replaced by another one of its source and shape (`mixture.parts`).
 
     Raises RuntimeError when `TRIES` records in a row are unusable.
     """
+    return self._prepared(k, place, None)
+
+  def _prepared(self, k: int, place: Place, instead: Callable[[], Prepared] | None) -> Prepared:
     source, part, index = self.sources[place.source], self.mixture.parts[place.part], place.record
     rng = np.random.default_rng((self.mixture.seed, k))
-    synonyms = source.synonyms if self.cfg.prompt.synonyms and isinstance(source, KnowsSynonyms) else NO_SYNONYMS
+    has_captions, synonyms = self._about[place.source]
     skipped: list[tuple[str, str]] = []
     for _ in range(TRIES):
       try:
         example = source[index]
-        captions = OtherCaptions(source, example.caption) if isinstance(source, KnowsCaptions) else ()
-        prepared = train_example(example, source.classes, self.words, self.cfg, place.canvas, rng, captions, synonyms)
-        return dataclasses.replace(prepared, skipped=tuple(skipped))
+        captions = OtherCaptions(source, example.caption) if has_captions else ()
+        return train_example(
+          example, source.classes, self.words, self.cfg, place.canvas, rng, captions, synonyms, instead, tuple(skipped)
+        )
       except BadRecord as error:
         skipped.append((error.reason, error.record))
         index = part.record(int(rng.integers(len(part))))
     raise RuntimeError(f"source {source.name!r}: {TRIES} records in a row cannot be used: {skipped}; repair it")
+
+  @functools.cached_property
+  def _about(self) -> list[tuple[bool, Synonyms]]:
+    """Of each source: whether it can read single captions, and how its classes may be called too."""
+    return [
+      (
+        isinstance(source, KnowsCaptions),
+        source.synonyms if self.cfg.prompt.synonyms and isinstance(source, KnowsSynonyms) else NO_SYNONYMS,
+      )
+      for source in self.sources
+    ]

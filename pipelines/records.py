@@ -171,7 +171,7 @@ class Prepared:
   """One example ready to be stacked: fixed shapes apart from the number of boxes."""
 
   canvas: tuple[int, int]  # height, width
-  draw: Callable[[np.ndarray], None]  # writes the picture onto an h w 3 uint8 canvas: a row of the batch, at once
+  draw: Callable[[np.ndarray], None]  # writes the picture onto an h w 3 uint8 canvas: a row of the batch
   image_size: tuple[int, int]  # valid height, width on the canvas
   original_size: tuple[int, int]  # height, width of the original image
   tokens: np.ndarray  # m int32
@@ -191,6 +191,7 @@ class Prepared:
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation
+  instead: Callable[[], "Prepared"] | None = None  # what to take where `draw` raises BadRecord; None: it does not
 
   @property
   def image(self) -> np.ndarray:
