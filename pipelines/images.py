@@ -125,8 +125,9 @@ class Geometry:
   def _mirror(self, boxes: np.ndarray) -> np.ndarray:
     if not self.flipped:
       return boxes
-    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
-    return np.stack([self.size[1] - x2 - 1, y1, self.size[1] - x1 - 1, y2], axis=-1)
+    mirrored = boxes.copy()
+    mirrored[..., 0], mirrored[..., 2] = self.size[1] - boxes[..., 2] - 1, self.size[1] - boxes[..., 0] - 1
+    return mirrored
 
   def to_canvas(self, boxes_xyxy_px: np.ndarray) -> np.ndarray:
     """Boxes ... 4 float32 of the original image -> of the canvas."""

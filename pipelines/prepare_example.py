@@ -65,6 +65,10 @@ def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> n
   """
   boxes = np.asarray(example.boxes_xyxy_px, np.float32).reshape(-1, 4)
   limit = np.array([size[1] - 1, size[0] - 1] * 2, np.float32)
+  inside = np.minimum(np.maximum(boxes, 0), limit)
+  # NaN compares as False, so that what passes has none of the faults below.
+  if (abs(inside - boxes) <= tolerance).all() and (boxes[:, 2:] >= boxes[:, :2]).all():
+    return inside
   faults = (
     ("box_nan", ~np.isfinite(boxes).all(axis=1)),
     ("box_empty", (boxes[:, 2:] < boxes[:, :2]).any(axis=1)),
@@ -73,7 +77,7 @@ def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> n
   for reason, bad in faults:
     if bad.any():
       raise BadRecord(reason, example.record, f"box {boxes[bad][0].tolist()} in a picture of {size[1]} x {size[0]}")
-  return np.clip(boxes, 0, limit)
+  return inside  # within the tolerance but for rounding
 
 
 def _size(example: Example, cfg: PrepareConfig) -> tuple[int, int]:
@@ -132,15 +136,17 @@ def _assemble(
 ) -> Prepared:
   """Everything on its canvas; boxes that no token names, and those beyond `max_boxes`, are left out and reported.
   `boxes` g 4, and `masks` if given, are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
-  boxes, reduced = boxes[named.kept], []
-  if not named.kept.all():
+  positive_map, box_concept, reduced = named.positive_map, named.box_concept, []
+  rows = np.flatnonzero(named.kept)
+  if len(rows) < len(boxes):
     reduced.append(("caption_truncated" if encoding.truncated else "box_not_named", example.record))
-  rows = np.arange(len(boxes))
-  if len(boxes) > max_boxes:
+  if len(rows) > max_boxes:
     reduced.append(("too_many_boxes", example.record))
-    rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
+    every = np.arange(len(rows))
+    chosen = every[:max_boxes] if rng is None else np.sort(rng.choice(every, max_boxes, replace=False))
+    rows, positive_map, box_concept = rows[chosen], positive_map[chosen], box_concept[chosen]
   if masks is not None:
-    masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
+    masks = [masks[i] for i in rows]
   return Prepared(
     canvas=geometry.canvas,
     draw=draw,
@@ -149,8 +155,8 @@ def _assemble(
     tokens=encoding.tokens,
     tokens_valid=encoding.tokens_valid,
     boxes_xyxy_px=geometry.to_canvas(boxes[rows]),
-    positive_map=named.positive_map[rows],
-    box_concept=named.box_concept[rows],
+    positive_map=positive_map,
+    box_concept=box_concept,
     token_concept=named.token_concept,
     mlm_labels=None,
     source=example.source,

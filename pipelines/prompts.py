@@ -168,7 +168,7 @@ def detection_prompt(
   if cfg.mode == "sample":
     names = _sampled_names(labels, classes, wordings, rng, words, cfg)
   else:
-    order = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
+    order = _shuffled(classes, rng) if cfg.shuffle else list(classes)
     used = words.count_name(cfg.prefix)
     names = _fitting(order, wordings, words, cfg.separator, used)
     if len(names) < len(order):
@@ -225,13 +225,17 @@ def _sampled_names(
     """Tokens of the first name, the first two, ..."""
     return list(itertools.accumulate([entry.tokens for entry in _entries(names, wordings, words, cfg.separator)]))
 
-  order = rng.permutation(list(dict.fromkeys(labels))).tolist()
+  order = _shuffled(list(dict.fromkeys(labels)), rng)
   needed = spent(order)
   positives = order[: bisect.bisect_right(needed, room)]
   room -= needed[min(len(positives), len(needed) - 1)] if needed else 0  # one that overflows leaves none for negatives
-  order = rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist()
+  order = _shuffled(_drawn_negatives(positives, classes, rng, cfg), rng)
   negatives = order[: bisect.bisect_left(spent(order), room)]  # one token stays free
-  return rng.permutation(negatives + positives).tolist()
+  return _shuffled(negatives + positives, rng)
+
+
+def _shuffled(names: Sequence[str], rng: Draws) -> list[str]:
+  return rng.permutation(np.array(names, object)).tolist()  # objects: the texts themselves are not copied
 
 
 def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, cfg: PromptConfig) -> list[str]:
@@ -250,7 +254,7 @@ def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, c
 def _pool(classes: tuple[str, ...], draw_background: bool) -> np.ndarray:
   """What may be drawn as a negative: every name once, without a background class that the source lists by itself."""
   names = [name for name in dict.fromkeys(classes) if normalised_name(name) != "background"]
-  return np.array(names + [BACKGROUND] * draw_background)
+  return np.array(names + [BACKGROUND] * draw_background, object)
 
 
 def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
@@ -444,4 +448,6 @@ def _named(
   positive_map: np.ndarray, named: Sequence[Phrase], box_concept: list[int], token_concept: np.ndarray
 ) -> Named:
   kept = positive_map.any(axis=1)
+  if kept.all():
+    return Named(kept, named, positive_map, np.array(box_concept, np.int32), token_concept)
   return Named(kept, named, positive_map[kept], np.array(box_concept, np.int32)[kept], token_concept)
