@@ -19,6 +19,7 @@ The report, JSON:
   collectives        number and bytes per chip by kind; all_gathers: every one, with the part it belongs to
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -69,8 +70,9 @@ def canvas(experiment: Experiment) -> tuple[int, int]:
 
 
 def model_flops(experiment: Experiment) -> int:
-  """FLOPs of a picture: forward, and twice that for the gradient; what a backward pass recomputes is not counted."""
-  task = objective.grounding(experiment.model, experiment.loss)
+  """FLOPs of a picture: forward, and twice that for the gradient. What a backward pass recomputes is not counted, nor
+  what the deformable convolution by windows multiplies with zeros."""
+  task = objective.grounding(dataclasses.replace(experiment.model, deform="gather"), experiment.loss)
   params, batch = jax.eval_shape(task.init, jax.random.key(0)), _batch(experiment, 1)
 
   def forward(params, batch):

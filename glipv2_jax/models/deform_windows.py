@@ -1,30 +1,37 @@
 """The deformable convolution of deform.py for TPUs: the same numbers out of matrix products instead of gathers.
 
-A TPU gathers and scatters row by row while its matrix units wait. Here every source map is cut into windows of 16 x 24
-cells, 8 x 16 of its own and a halo of 4; the output cells above a window (128 of a convolution with stride 1, 32 with
-stride 2) form its tiles. One tap of all tiles of a window is a product of a matrix (tile cells x 384) with the window
-(384 x c); a row of that matrix holds the bilinear weights of one place, zero but for its four neighbours. Its gradient
-is two more products, by the window and by the weights, and no scatter. With p output cells that takes 768pc FLOPs per
-tap beside the 2pco of the convolution itself; the matrix exists for one tap at a time (768p bytes in bfloat16).
+A TPU gathers and scatters row by row while its matrix units wait. Here every source map is cut into windows of 16 x 16
+cells, 8 x 8 of its own and a halo of 4; the output cells above a window (64 of a convolution with stride 1, 16 with
+stride 2) form its tiles. A tap of all tiles of a window is a product of a matrix (tile cells x 256) with the window
+(256 x c); a row of that matrix holds the bilinear weights of one place, zero but for its four neighbours. Its gradient
+is two more products, by the window and by the weights, and no scatter. With p output cells that takes 512pc FLOPs per
+tap beside the 2pco of the convolution itself. The matrix is made inside of the products; what the taps read (9pc
+numbers, of one picture after the other) is kept for the backward pass, unless the layer is recomputed as a whole
+(`ModelConfig.remat`).
+
+One convolution of P3 at 800x1344 in bfloat16, forward and backward, compiled for TPU v5e: 4.8 M estimated cycles;
+gathering takes 6.6 M and, without an estimate, at least 3.6 M for the bytes that it gathers and scatters.
 
 A place further than three cells from where a plain convolution would look leaves its window. Such places are counted,
 and only if there are any, the plain form adds what they contribute: the result is exact for all offsets.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from glipv2_jax.models import deform
 from glipv2_jax.models.deform import SIDE, TAPS, Places
 from glipv2_jax.parallel.mesh import BATCH
 
-BLOCK = (8, 16)  # cells of a source map per window, without the halo
-HALO = 4
-WINDOW = tuple(size + 2 * HALO for size in BLOCK)
+SIZE = 8  # rows and columns of a block: what a window owns; and two half blocks around it
+HALO = SIZE // 2
+SAMPLED = "sampled"  # kept for the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Reader:
 
   @property
   def tile(self) -> tuple[int, int]:
-    return BLOCK[0] // self.stride, BLOCK[1] // self.stride
+    return SIZE // self.stride, SIZE // self.stride
 
 
 def form(name: str) -> Callable[..., jax.Array]:
@@ -64,23 +71,27 @@ def readers(where: Sequence[Places]) -> list[Reader]:
 
 def grid(source: tuple[int, int, int]) -> tuple[int, int]:
   """Windows of a source map."""
-  return tuple(-(-size // block) for size, block in zip(source[:2], BLOCK))
+  return tuple(-(-size // SIZE) for size in source[:2])
 
 
 def windows(cells: jax.Array, source: tuple[int, int, int]) -> jax.Array:
-  """A map among the rows of `cells` (b n c) -> b windows 384 c, zeros outside of the map."""
+  """A map among the rows of `cells` (n c) -> windows 256 c, zeros outside of the map.
+
+  The map, moved by half a block, is cut into blocks once; a window is four of them, one after the other."""
   (height, width, start), (rows, columns) = source, grid(source)
-  b, _, c = cells.shape
-  x = cells[:, start : start + height * width].reshape(b, height, width, c)
-  after = [n * block + HALO - size for n, block, size in zip((rows, columns), BLOCK, (height, width))]
-  x = jnp.pad(x, ((0, 0), (HALO, after[0]), (HALO, after[1]), (0, 0)))
-  # A window is two blocks of 8 rows and three of 8 columns of the padded map.
-  side = 2 * HALO
-  x = x.reshape(b, rows + 1, side, (2 * columns + 1) * side, c)
-  x = jnp.concatenate([x[:, :-1], x[:, 1:]], 2)  # b rows 16 columns c
-  x = jnp.moveaxis(x.reshape(b, rows, WINDOW[0], 2 * columns + 1, side, c), 3, 2)
-  x = jnp.concatenate([x[:, :, i : i + 2 * columns - 1 : 2] for i in range(3)], 4)
-  return x.reshape(b, rows * columns, WINDOW[0] * WINDOW[1], c)
+  c = cells.shape[-1]
+  x = cells[start : start + height * width].reshape(height, width, c)
+  after = [(n + 1) * SIZE - HALO - size for n, size in zip((rows, columns), (height, width))]
+  x = jnp.pad(x, ((HALO, after[0]), (HALO, after[1]), (0, 0)))
+  x = jnp.swapaxes(x.reshape(rows + 1, SIZE, columns + 1, SIZE, c), 1, 2).reshape(rows + 1, columns + 1, -1, c)
+  x = jnp.concatenate([x[i : rows + i, j : columns + j] for i in (0, 1) for j in (0, 1)], 2)
+  return x.reshape(rows * columns, -1, c)
+
+
+def window_positions() -> tuple[np.ndarray, np.ndarray]:
+  """Row and column of every cell of a window."""
+  block, cell = np.divmod(np.arange(4 * SIZE**2), SIZE**2)
+  return tuple((SIZE * b + x).astype(np.float32) for b, x in zip(np.divmod(block, 2), np.divmod(cell, SIZE)))
 
 
 def tiled(values: jax.Array, reader: Reader) -> jax.Array:
@@ -94,11 +105,11 @@ def tiled(values: jax.Array, reader: Reader) -> jax.Array:
 
 
 def untiled(values: jax.Array, reader: Reader) -> jax.Array:
-  """b windows cells o -> b h*w o."""
+  """windows cells o -> h*w o."""
   (h, w), (rows, columns), (th, tw) = reader.shape, grid(reader.source), reader.tile
-  b, *_, o = values.shape
-  x = jnp.swapaxes(values.reshape(b, rows, columns, th, tw, o), 2, 3)
-  return x.reshape(b, rows * th, columns * tw, o)[:, :h, :w].reshape(b, h * w, o)
+  o = values.shape[-1]
+  x = jnp.swapaxes(values.reshape(rows, columns, th, tw, o), 1, 2)
+  return x.reshape(rows * th, columns * tw, o)[:h, :w].reshape(h * w, o)
 
 
 def deform_convs(
@@ -124,7 +135,7 @@ def deform_convs(
   arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
   if jax.sharding.get_abstract_mesh().empty:
     return on_device(*arguments)
-  # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last tap.
+  # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last picture.
   split = (BATCH, BATCH, BATCH, jax.P(), jax.P())
   return jax.shard_map(on_device, in_specs=split, out_specs=BATCH, check_vma=False)(*arguments)
 
@@ -135,62 +146,58 @@ def beyond(where: Places, offset: jax.Array) -> jax.Array:
   outside = on_map = False
   for axis, (first, tap, size) in enumerate(((where.row, i, where.height), (where.column, j, where.width))):
     position = first[:, None] + tap + offset[..., axis]
-    origin = np.floor((first + 1) / BLOCK[axis])[:, None] * BLOCK[axis] - HALO  # of the window, in cells
-    outside |= (position < origin) | (position > origin + WINDOW[axis] - 1)
+    origin = np.floor((first + 1) / SIZE)[:, None] * SIZE - HALO  # of the window, in cells
+    outside |= (position < origin) | (position > origin + 2 * SIZE - 1)
     here = (position > -1) & (position < size[:, None])
     on_map = here if axis == 0 else on_map & here
   return outside & on_map
 
 
 def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> jax.Array:
-  """The convolution of places that lie in their windows."""
-  b, c, o = cells.shape[0], cells.shape[2], kernels[0].shape[-1]
-  offset, mask = jnp.moveaxis(offset, (2, 3), (0, 1)), jnp.moveaxis(mask, 2, 0)  # taps 2 b p, taps b p
+  """The convolution of places that lie in their windows, one picture at a time. The pictures' gradients of the kernels
+  are summed in float32."""
+  offset, mask = jnp.moveaxis(offset, (2, 3), (1, 2)), jnp.moveaxis(mask, 2, 1)  # b taps 2 p, b taps p
   # Maps whose readers have the same strides and kernels go through the same products.
   groups: dict[tuple, list[list[Reader]]] = {}
   for source in dict.fromkeys(reader.source for reader in maps):
     own = [reader for reader in maps if reader.source == source]
     groups.setdefault(tuple((reader.stride, reader.kernel) for reader in own), []).append(own)
+  wide = [kernel.astype(jnp.float32).reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
 
-  inputs, sources = [], []
-  for members in groups.values():
-    inputs.append((tiles(offset, members), tiles(mask, members)))
-    sources.append(jnp.concatenate([windows(cells, own[0].source) for own in members], 1))
+  def one(picture):
+    cells, offset, mask = picture
+    found = {}
+    for kind, members in groups.items():
+      source = jnp.concatenate([windows(cells, own[0].source) for own in members])
+      totals = products(kind, source, tiles(offset, members), tiles(mask, members), wide, biases)
+      begin = 0
+      for own in members:
+        end = begin + int(np.prod(grid(own[0].source)))
+        for reader, values in zip(own, totals):
+          found[reader.begin] = untiled(values[begin:end], reader)
+        begin = end
+    return jnp.concatenate([found[begin] for begin in sorted(found)])
 
-  bases = [tile_positions(kind) for kind in groups]
-  row, column = np.divmod(np.arange(WINDOW[0] * WINDOW[1], dtype=np.float32), WINDOW[1])
-  weights = [kernel.reshape(TAPS, c, o) for kernel in kernels]
+  return jax.lax.map(one, (cells, offset, mask))
+
+
+@functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(SAMPLED), static_argnums=(0,))
+def products(kind: tuple[tuple[int, int], ...], source, offset, mask, kernels, biases) -> list[jax.Array]:
+  """source w s c; offset taps 2 w p; mask taps w p; kernels taps c o -> of every reader (stride, kernel): w p' o."""
+  ends = np.cumsum([cells_of(stride) for stride, _ in kind])
+  row, column = window_positions()
+  y, x = tile_positions(kind)
   i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
-
-  @jax.checkpoint
-  def visit(totals, tap):
-    i, j, by_group, weights = tap
-    added = []
-    for kind, total, (offset, mask), source, (y, x) in zip(groups, totals, by_group, sources, bases):
-      y, x = y + i + offset[0], x + j + offset[1]  # b windows cells
-      near = jax.nn.relu(1 - jnp.abs(y[..., None] - row)) * jax.nn.relu(1 - jnp.abs(x[..., None] - column))
-      near = (near * mask[..., None]).astype(source.dtype)
-      sampled = jnp.einsum("bwps,bwsc->bwpc", near, source, preferred_element_type=source.dtype)
-      ends = np.cumsum([cells_of(stride) for stride, _ in kind])
-      parts = jnp.split(sampled, ends[:-1], 2)
-      parts = [deform.product(part, weights[kernel]) for part, (_, kernel) in zip(parts, kind)]
-      added.append([t + part for t, part in zip(total, parts)])
-    return added, None
-
-  totals = [
-    [jnp.broadcast_to(biases[kernel], (b, source.shape[1], cells_of(stride), o)) for stride, kernel in kind]
-    for kind, source in zip(groups, sources)
+  y, x = (i[:, None] + y)[..., None] - row, (j[:, None] + x)[..., None] - column  # taps p s
+  offset, mask = jnp.moveaxis(offset, 2, 0)[..., None], jnp.moveaxis(mask, 1, 0)[..., None]  # w taps 2 p 1, w taps p 1
+  near = jax.nn.relu(1 - jnp.abs(y + offset[:, :, 0])) * jax.nn.relu(1 - jnp.abs(x + offset[:, :, 1])) * mask
+  sampled = jnp.einsum("wtps,wsc->wtpc", near.astype(source.dtype), source, preferred_element_type=source.dtype)
+  sampled = checkpoint_name(sampled, SAMPLED)
+  return [
+    jnp.einsum("wtpc,tco->wpo", part, kernels[which].astype(part.dtype), preferred_element_type=jnp.float32)
+    + biases[which]
+    for part, (_, which) in zip(jnp.split(sampled, ends[:-1], 2), kind)
   ]
-  totals, _ = jax.lax.scan(visit, totals, (i, j, inputs, weights))
-  found = {}
-  for members, total in zip(groups.values(), totals):
-    begin = 0
-    for own in members:
-      count = int(np.prod(grid(own[0].source)))
-      for reader, values in zip(own, total):
-        found[reader.begin] = untiled(values[:, begin : begin + count], reader)
-      begin += count
-  return jnp.concatenate([found[begin] for begin in sorted(found)], 1)
 
 
 def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:
@@ -204,13 +211,13 @@ def tiles(values: jax.Array, members: list[list[Reader]]) -> jax.Array:
 
 def cells_of(stride: int) -> int:
   """Output cells of a tile."""
-  return BLOCK[0] * BLOCK[1] // stride**2
+  return (SIZE // stride) ** 2
 
 
 def tile_positions(kind: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
   """Where the first tap of every cell of a window's tiles lies in the window, in rows and in columns."""
   found = []
   for stride, _ in kind:
-    row, column = np.divmod(np.arange(cells_of(stride), dtype=np.float32), BLOCK[1] // stride)
+    row, column = np.divmod(np.arange(cells_of(stride), dtype=np.float32), SIZE // stride)
     found.append((row * stride - 1 + HALO, column * stride - 1 + HALO))
   return tuple(np.concatenate(axis) for axis in zip(*found))
