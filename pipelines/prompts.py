@@ -84,8 +84,8 @@ class Prompt:
   text: str
   spans: tuple[tuple[str, Span], ...]
   pieces: tuple[str, ...] = ()
-  first: Sequence[int] = ()
-  count: Sequence[int] = ()
+  first: tuple[int, ...] = ()
+  count: tuple[int, ...] = ()
   own: Span | None = None
 
   def encode(self, words: Words) -> Encoding:
@@ -343,7 +343,7 @@ def _join(
     pieces[-1] = entries[-1].bare
   if prefix:
     pieces.insert(0, prefix)
-  return Prompt("".join(pieces), tuple(zip(names, spans, strict=True)), tuple(pieces), first, count)
+  return Prompt("".join(pieces), tuple(zip(names, spans, strict=True)), tuple(pieces), tuple(first), tuple(count))
 
 
 # Captions.
