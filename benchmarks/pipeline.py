@@ -5,10 +5,12 @@
   python -m benchmarks.pipeline memory [--examples 200000]
   python -m benchmarks.pipeline index [--rows 10000000]
 
-speed: examples per second and core on JPEGs of COCO's sizes (photos of --photos cut to them, else noise), by stage and
-as a whole, with the prompts and canvases of pre-training. In the same run (a) decoding alone, at full size and with the
-fastest decoder: the limit; (b) torch.utils.data.DataLoader doing the same work with Pillow and transformers. Both give
-uint8 pictures on the same canvases, tokens and positive maps. With --workers both also run in so many processes.
+speed: examples per second and core on JPEGs of COCO's sizes in pixels and bytes (photos of --photos resized to them,
+else noise), by stage and as a whole, with the prompts of pre-training, on its canvases, where most pictures are
+enlarged, and on canvases of COCO's size, where few are. In the same run, by turns (medians), (a) decoding alone, full
+size, with the fastest decoder: the limit; the same with resizing onto the canvas, which no pipeline can leave out;
+(b) torch.utils.data.DataLoader doing the same work with Pillow and transformers. Both give uint8 pictures on the same
+canvases, tokens and positive maps. With --workers both also run in so many processes.
 padding: the share of pixels without a picture for COCO's shapes, batches of one shape and mixed batches.
 memory: resident memory of this process and its worker over many examples.
 index: start-up, seeking and memory with many rows, as json lines and as ArrayRecord shards.
@@ -25,10 +27,11 @@ import multiprocessing
 import pathlib
 import pickle
 import resource
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import cv2
 import jax
@@ -37,6 +40,7 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks import torch_loader
+from benchmarks.coco_like import COCO_SIZES, write_coco
 from configs import common
 from launch import data
 from pipelines import build, images, mixture, prompts
@@ -44,19 +48,7 @@ from pipelines.collate import collate
 from pipelines.prepare_example import Prepare
 from pipelines.words import load_words
 
-# Height, width and frequency of the most common sizes of COCO's pictures; together they are about its mix.
-COCO_SIZES = (
-  ((480, 640), 0.40),
-  ((427, 640), 0.27),
-  ((640, 480), 0.13),
-  ((640, 427), 0.08),
-  ((375, 500), 0.06),
-  ((360, 640), 0.03),
-  ((640, 640), 0.03),
-)
-CLASSES = 80
-BOXES = 7  # per picture
-QUALITY = 92  # about COCO's 160 kB per picture
+ROUNDS = 5  # everything is measured so many times, by turns: the speed of a machine drifts
 PER_SHARD = 2000  # records
 
 
@@ -81,48 +73,6 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-# Data.
-
-
-def write_coco(folder: pathlib.Path, pictures: int, photos: pathlib.Path | None, small: int = 0) -> build.SourceEntry:
-  """A COCO-format folder. `small`: squares of so many pixels instead of COCO's sizes."""
-  rng = np.random.default_rng(0)
-  files = sorted(photos.rglob("*.jpg")) if photos else []
-  content = {
-    "images": [],
-    "annotations": [],
-    "categories": [{"id": k + 1, "name": f"{'large small red blue'.split()[k % 4]} thing {k}"} for k in range(CLASSES)],
-  }
-  for i in range(pictures):
-    sizes, frequencies = zip(*COCO_SIZES, strict=True)
-    height, width = (small, small) if small else sizes[rng.choice(len(sizes), p=frequencies)]
-    pixels = _photo(files[i % len(files)], height, width) if files else _noise(rng, height, width)
-    (folder / f"{i}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, QUALITY, "RGB", "420"))
-    content["images"].append({"id": i, "file_name": f"{i}.jpg", "height": height, "width": width})
-    for _ in range(BOXES):
-      w, h = rng.uniform(0.05, 0.6, 2) * (width, height)
-      x, y = rng.random(2) * (width - w, height - h)
-      number = len(content["annotations"]) + 1
-      category = int(rng.integers(CLASSES)) + 1
-      content["annotations"].append({"id": number, "image_id": i, "category_id": category, "bbox": [x, y, w, h]})
-  (folder / "a.json").write_text(json.dumps(content))
-  return ("coco_json", 1.0, (("annotations", str(folder / "a.json")), ("images", str(folder))))
-
-
-def _photo(path: pathlib.Path, height: int, width: int) -> np.ndarray:
-  with Image.open(path) as picture:
-    return np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-  """Structure at all scales, like a photo's."""
-  out = np.full((height, width, 3), 128.0)
-  for cell in (4, 16, 64):
-    coarse = rng.normal(0, 6 * cell**0.5, (height // cell + 2, width // cell + 2, 3))
-    out += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-  return np.clip(out, 0, 255).astype(np.uint8)
-
-
 def config(source: build.SourceEntry, tokenizer: str, **changes) -> build.DataConfig:
   """As configs/common.py has it, with this source."""
   c = common.base().data
@@ -139,47 +89,55 @@ def speed(folder: pathlib.Path, options: argparse.Namespace) -> dict:
   source = write_coco(folder, options.pictures, options.photos)
   files = [(folder / f"{i}.jpg").read_bytes() for i in range(options.pictures)]
   cfg = config(source, options.tokenizer)
-  per_second = functools.partial(rate, seconds=options.seconds)
-  decode = {
-    "simplejpeg": per_second(map(lambda data: simplejpeg.decode_jpeg(data, "RGB"), itertools.cycle(files))),
-    "opencv": per_second(map(_opencv, itertools.cycle(files))),
-    "pillow": per_second(map(_pillow, itertools.cycle(files))),
+  canvases = {"pretraining canvases": cfg, "480x640": dataclasses.replace(cfg, canvases=((480, 640), (640, 480)))}
+  work: dict[str, tuple[Iterable, int]] = {
+    f"decode: {name}": (map(decoder, itertools.cycle(files)), 1) for name, decoder in DECODERS.items()
   }
-  ours = {
-    name: per_second(_one_core(dataclasses.replace(cfg, **changes)), each=cfg.batch)
-    for name, changes in (
-      ("pretraining canvases", {}),
-      ("pretraining canvases, exact pixels", {"pixels": "exact"}),
-      ("canvases of COCO's size", {"canvases": common.landscape_and_portrait((480, 672))}),
-    )
-  }
-  torch_rates = {
-    "pretraining canvases": per_second(torch_loader.load(cfg, 0), each=cfg.batch),
-    "canvases of COCO's size": per_second(
-      torch_loader.load(dataclasses.replace(cfg, canvases=common.landscape_and_portrait((480, 672))), 0), each=cfg.batch
-    ),
-  }
+  for name, one in canvases.items():
+    work[f"decode and resize: {name}"] = _decode_and_resize(one), 1
+    work[f"pipeline: {name}"] = _one_core(one), cfg.batch
+    work[f"torch: {name}"] = torch_loader.load(one, 0), cfg.batch
+  work["pipeline: pretraining canvases, exact pixels"] = _one_core(dataclasses.replace(cfg, pixels="exact")), cfg.batch
+  found = rates(work, options.seconds)
   report = {
     "pictures": options.pictures,
     "kilobytes_per_picture": round(sum(map(len, files)) / len(files) / 1000, 1),
-    "examples_per_second_and_core": {"decode": decode, "pipeline": ours, "torch": torch_rates},
-    "of_decoding": {name: round(value / decode["simplejpeg"], 2) for name, value in ours.items()},
-    "times_torch": {name: round(ours[name] / value, 2) for name, value in torch_rates.items()},
+    "examples_per_second_and_core": found,
+    "pipeline": {
+      name: {
+        "of_decoding": round(found[f"pipeline: {name}"] / found["decode: simplejpeg"], 2),
+        "of_decoding_and_resizing": round(found[f"pipeline: {name}"] / found[f"decode and resize: {name}"], 2),
+        "limit_of_decoding": round(found[f"decode and resize: {name}"] / found["decode: simplejpeg"], 2),
+        "times_torch": round(found[f"pipeline: {name}"] / found[f"torch: {name}"], 2),
+      }
+      for name in canvases
+    },
     "milliseconds_by_stage": {
       name: stages(dataclasses.replace(cfg, pixels=name), options.seconds) for name in ("fast", "exact")
     },
   }
   if options.workers:
     many = dataclasses.replace(cfg, workers=options.workers)
-    with build.train_batches(many) as batches:
-      pipeline = per_second(batches, each=cfg.batch, warm=4 * options.workers, clock=time.perf_counter)
-    torch_many = per_second(
-      torch_loader.load(cfg, options.workers), each=cfg.batch, warm=4 * options.workers, clock=time.perf_counter
+    per_second = functools.partial(
+      rate, seconds=options.seconds, each=cfg.batch, warm=4 * options.workers, clock=time.perf_counter
     )
+    with build.train_batches(many) as batches:
+      pipeline = per_second(batches)
+    torch_many = per_second(torch_loader.load(cfg, options.workers))
     report["examples_per_second_in_processes"] = {
       "processes": options.workers, "pipeline": pipeline, "torch": torch_many, "times": round(pipeline / torch_many, 2),
     }  # fmt: skip
   return report
+
+
+def rates(work: dict[str, tuple[Iterable, int]], seconds: float) -> dict[str, float]:
+  """The median rate of each, measured by turns for `seconds` in all. Values of `work`: items, examples in each."""
+  iterators = {name: (iter(items), each) for name, (items, each) in work.items()}
+  found: dict[str, list[float]] = {name: [] for name in work}
+  for _ in range(ROUNDS):
+    for name, (items, each) in iterators.items():
+      found[name].append(rate(items, seconds / ROUNDS, each))
+  return {name: statistics.median(values) for name, values in found.items()}
 
 
 def rate(
@@ -196,12 +154,32 @@ def rate(
   return round(count / (clock() - began), 1)
 
 
+def _simplejpeg(data: bytes) -> np.ndarray:
+  return simplejpeg.decode_jpeg(data, "RGB")
+
+
 def _opencv(data: bytes) -> np.ndarray:
   return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _pillow(data: bytes) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+DECODERS = {"simplejpeg": _simplejpeg, "opencv": _opencv, "pillow": _pillow}
+
+
+def _decode_and_resize(cfg: build.DataConfig) -> Iterator[None]:
+  """Decodes the pictures of training and resizes them onto their canvas, over and over, and nothing else."""
+  (source,) = sources = build.open_sources(cfg, load_words(cfg.tokenizer, cfg.max_tokens))
+  place = build.mix(cfg, sources)
+  places = [place(k) for k in range(64 * cfg.batch)]
+  files = [source[i].image for i in range(len(source))]
+  geometries = [images.fit(images.size_of(files[p.record]), p.canvas) for p in places]
+  canvases = {canvas: np.zeros((*canvas, 3), np.uint8) for canvas in cfg.canvases}
+  for p, geometry in itertools.cycle(zip(places, geometries, strict=True)):
+    geometry.draw(images.decode(files[p.record], at_least=geometry.size), canvases[p.canvas], fast=True)
+    yield
 
 
 def _one_core(cfg: build.DataConfig) -> Iterable:
@@ -230,8 +208,10 @@ def stages(cfg: build.DataConfig, seconds: float) -> dict[str, float]:
   ]
   enough = [geometry.size if fast else None for geometry in geometries]
   decoded = [images.decode(e.image, at_least=size) for e, size in zip(examples, enough)]
+  canvas = {size: np.empty((*size, 3), np.uint8) for size in cfg.canvases}
   ready = [prepare(k, p) for k, p in enumerate(places[: cfg.batch])]
   host = collate(ready, cfg.max_boxes)
+  drawn = [dataclasses.replace(p, draw=lambda out: None) for p in ready]  # stacking all the rest
   device = jax.devices()[0]
 
   def per_example(step: Callable[[int], object], count: int = len(places), each: int = 1) -> float:
@@ -243,8 +223,8 @@ def stages(cfg: build.DataConfig, seconds: float) -> dict[str, float]:
     "read": per_example(lambda i: sources[0][places[i].record]),
     "prompt": per_example(lambda i: prompts.prompt_example(examples[i], classes, rng, words, cfg.prompt)),
     "decode": per_example(lambda i: images.decode(examples[i].image, at_least=enough[i])),
-    "resize": per_example(lambda i: geometries[i].pixels(decoded[i], fast)),
-    "collate": per_example(lambda i: collate(ready, cfg.max_boxes), each=cfg.batch),
+    "resize": per_example(lambda i: geometries[i].draw(decoded[i], canvas[places[i].canvas], fast)),
+    "collate": per_example(lambda i: collate(drawn, cfg.max_boxes), each=cfg.batch),
     "transfer": per_example(
       lambda i: jax.block_until_ready(jax.device_put(host.batch, device, may_alias=False)), each=cfg.batch
     ),

@@ -37,7 +37,6 @@ from pipelines.records import BadRecord, HostBatch, Source
 from pipelines.taggers import NAMES, Finder, phrase_finder
 from pipelines.words import Words, load_words
 
-_NOTHING = np.zeros((0, 0, 3), np.uint8)
 AHEAD = 4  # batches that are read while the device works
 
 
@@ -140,17 +139,19 @@ def _in_order(pool: concurrent.futures.Executor, function: Callable, items: Iter
     yield running.popleft().result()
 
 
+def _nothing(out: np.ndarray) -> None:
+  raise ValueError("this picture was given away")
+
+
 def _batches(
   asked: Iterable[Asked], waiting: dict[int, Asked], words: Words, cfg: PrepareConfig
 ) -> Iterator[HostBatch]:
   """Batches of one canvas each, the last of every canvas filled up; `waiting` receives what was asked, by index."""
   groups: dict[tuple[int, int], list] = collections.defaultdict(list)
   for one in asked:
-    canvas = one.prepared.image.shape[:2]
-    # the pixels on the canvas are not needed once the batch is made
-    waiting[one.prepared.image_id] = dataclasses.replace(
-      one, prepared=dataclasses.replace(one.prepared, image=_NOTHING)
-    )
+    canvas = one.prepared.canvas
+    # the pixels are not needed once the batch is made
+    waiting[one.prepared.image_id] = dataclasses.replace(one, prepared=dataclasses.replace(one.prepared, draw=_nothing))
     groups[canvas].append(one.prepared)
     if len(groups[canvas]) == cfg.batch:
       yield collate(groups.pop(canvas), max_boxes=1)

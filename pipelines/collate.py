@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glipv2_jax.schema import Batch
-from pipelines.records import HostBatch, Info, Prepared
+from pipelines.records import BadRecord, HostBatch, Info, Prepared
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int | float | bool) -> np.ndarray:
@@ -16,6 +16,18 @@ def _padded(rows: Sequence[np.ndarray], length: int, fill: int | float | bool) -
   return out
 
 
+def _drawn(row: np.ndarray, p: Prepared) -> Prepared:
+  """Draws the picture onto its row of the batch; returns the example, or what stands in for one that is broken."""
+  try:
+    p.draw(row)
+  except BadRecord:
+    if p.instead is None:
+      raise
+    p = p.instead()
+    p.draw(row)
+  return p
+
+
 def _info(p: Prepared) -> Info | None:
   if not p.valid:
     return None
@@ -24,9 +36,11 @@ def _info(p: Prepared) -> Info | None:
 
 def collate(examples: Sequence[Prepared], max_boxes: int) -> HostBatch:
   """b examples on one canvas, each with at most `max_boxes` boxes -> HostBatch (shapes: glipv2_jax/schema.py)."""
+  image = np.empty((len(examples), *examples[0].canvas, 3), np.uint8)
+  examples = list(map(_drawn, image, examples))
   counts = np.array([len(p.boxes_xyxy_px) for p in examples])
   batch = Batch(
-    image=np.stack([p.image for p in examples]),
+    image=image,
     image_size=np.array([p.image_size for p in examples], np.int32),
     tokens=np.stack([p.tokens for p in examples]),
     tokens_valid=np.stack([p.tokens_valid for p in examples]),

@@ -125,8 +125,9 @@ class Geometry:
   def _mirror(self, boxes: np.ndarray) -> np.ndarray:
     if not self.flipped:
       return boxes
-    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
-    return np.stack([self.size[1] - x2 - 1, y1, self.size[1] - x1 - 1, y2], axis=-1)
+    mirrored = boxes.copy()
+    mirrored[..., 0], mirrored[..., 2] = self.size[1] - boxes[..., 2] - 1, self.size[1] - boxes[..., 0] - 1
+    return mirrored
 
   def to_canvas(self, boxes_xyxy_px: np.ndarray) -> np.ndarray:
     """Boxes ... 4 float32 of the original image -> of the canvas."""
@@ -137,23 +138,31 @@ class Geometry:
     return self._mirror(np.asarray(boxes_xyxy_px, np.float32)) / self._scale()
 
   def pixels(self, image: np.ndarray, fast: bool = False) -> np.ndarray:
-    """h w 3 uint8 -> canvas 3 uint8: bilinear (antialiased when it shrinks), zeros at the bottom and right.
+    """h w 3 uint8 -> canvas 3 uint8: see `draw`."""
+    out = np.empty((*self.canvas, 3), np.uint8)
+    self.draw(image, out, fast)
+    return out
+
+  def draw(self, image: np.ndarray, out: np.ndarray, fast: bool = False) -> None:
+    """h w 3 uint8 onto the canvas `out`: bilinear (antialiased when it shrinks), zeros at the bottom and right.
 
     `fast`: by OpenCV; the image may then be smaller than `original` (see `decode`).
     """
-    out = np.zeros((*self.canvas, 3), np.uint8)
-    target = out[: self.size[0], : self.size[1]]
+    height, width = self.size
+    target = out[:height, :width]
+    out[height:], out[:height, width:] = 0, 0
     if image.shape[:2] != self.size and not fast:
-      image = np.asarray(Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR))
-    if self.flipped:
-      image = cv2.flip(image, 1)
+      image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     if image.shape[:2] == self.size:
-      target[...] = image
-    else:
-      # A shrink by more than two is left to area averaging; JPEGs come decoded at a scale that makes it rare.
-      coarse = 2 * self.size[0] < image.shape[0]
-      cv2.resize(image, self.size[::-1], dst=target, interpolation=cv2.INTER_AREA if coarse else cv2.INTER_LINEAR)
-    return out
+      if self.flipped:
+        cv2.flip(image, 1, dst=target)
+      else:
+        target[...] = image
+      return
+    # A shrink by more than two is left to area averaging; JPEGs come decoded at a scale that makes it rare.
+    coarse = 2 * height < image.shape[0]
+    image = cv2.flip(image, 1) if self.flipped else image
+    cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_AREA if coarse else cv2.INTER_LINEAR)
 
 
 def scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:

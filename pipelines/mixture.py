@@ -169,6 +169,7 @@ class Mixture:
     used = [shape for shape, found in enumerate(members) if found]
     self.shapes = [self.shapes[shape] for shape in used]
     self._members = [members[shape] for shape in used]
+    self._kept: tuple[int, Canvas] = (-1, (0, 0))  # the batch that was asked for last
     self._of_shapes = _whole([sum(amounts[shape]) for shape in used])
     self._of_members = [_whole(amounts[shape]) for shape in used]
 
@@ -189,8 +190,11 @@ class Mixture:
 
   def canvas(self, n: int) -> Canvas:
     """Canvas of global batch n: a function of the mixture and n alone, so that every host runs the same step."""
-    canvases = self.shapes[self.shape(n)[0]]
-    return canvases[np.random.default_rng((self.seed, 0x63616E76, n)).integers(len(canvases))]
+    kept = self._kept  # one assignment each way, as in Part
+    if kept[0] != n:
+      canvases = self.shapes[self.shape(n)[0]]
+      self._kept = kept = (n, canvases[np.random.default_rng((self.seed, 0x63616E76, n)).integers(len(canvases))])
+    return kept[1]
 
   def __call__(self, k: int, _: Any = None) -> Place:
     n, row = divmod(k, self.batch)

@@ -7,7 +7,7 @@ training stream.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -65,6 +65,10 @@ def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> n
   """
   boxes = np.asarray(example.boxes_xyxy_px, np.float32).reshape(-1, 4)
   limit = np.array([size[1] - 1, size[0] - 1] * 2, np.float32)
+  inside = np.minimum(np.maximum(boxes, 0), limit)
+  # NaN compares as False, so that what passes has none of the faults below.
+  if (abs(inside - boxes) <= tolerance).all() and (boxes[:, 2:] >= boxes[:, :2]).all():
+    return inside
   faults = (
     ("box_nan", ~np.isfinite(boxes).all(axis=1)),
     ("box_empty", (boxes[:, 2:] < boxes[:, :2]).any(axis=1)),
@@ -73,7 +77,7 @@ def usable_boxes(example: Example, size: tuple[int, int], tolerance: float) -> n
   for reason, bad in faults:
     if bad.any():
       raise BadRecord(reason, example.record, f"box {boxes[bad][0].tolist()} in a picture of {size[1]} x {size[0]}")
-  return np.clip(boxes, 0, limit)
+  return inside  # within the tolerance but for rounding
 
 
 def _size(example: Example, cfg: PrepareConfig) -> tuple[int, int]:
@@ -103,38 +107,56 @@ def _mirrored(example: Example) -> Example:
   return dataclasses.replace(example, caption=caption, spans=spans)
 
 
+def _draw(out: np.ndarray, example: Example, geometry: images.Geometry, cfg: PrepareConfig, fast: bool) -> None:
+  """Decodes the picture onto the canvas `out`. Raises BadRecord."""
+  enough = geometry.size if fast else None
+  geometry.draw(images.decode(example.image, example.record, cfg.max_pixels, enough), out, fast)
+
+
+def _drawn(draw: Callable[[np.ndarray], None], canvas: tuple[int, int]) -> Callable[[np.ndarray], None]:
+  """Draws now, to be copied later. Raises BadRecord."""
+  out = np.empty((*canvas, 3), np.uint8)
+  draw(out)
+  return functools.partial(np.copyto, src=out)
+
+
 def _assemble(
   example: Example,
   text: str,
   encoding: Encoding,
   named: Named,
   boxes: np.ndarray,
-  pixels: np.ndarray,
+  draw: Callable[[np.ndarray], None],
   geometry: images.Geometry,
   max_boxes: int,
   rng: np.random.Generator | None,
   masks: Sequence[Mask | None] | None = None,
+  instead: Callable[[], Prepared] | None = None,
+  skipped: tuple[tuple[str, str], ...] = (),
 ) -> Prepared:
   """Everything on its canvas; boxes that no token names, and those beyond `max_boxes`, are left out and reported.
   `boxes` g 4, and `masks` if given, are those that `named.kept` speaks of; without `rng` the first `max_boxes` stay."""
-  boxes, reduced = boxes[named.kept], []
-  if not named.kept.all():
+  positive_map, box_concept, reduced = named.positive_map, named.box_concept, []
+  rows = np.flatnonzero(named.kept)
+  if len(rows) < len(boxes):
     reduced.append(("caption_truncated" if encoding.truncated else "box_not_named", example.record))
-  rows = np.arange(len(boxes))
-  if len(boxes) > max_boxes:
+  if len(rows) > max_boxes:
     reduced.append(("too_many_boxes", example.record))
-    rows = rows[:max_boxes] if rng is None else np.sort(rng.choice(rows, max_boxes, replace=False))
+    every = np.arange(len(rows))
+    chosen = every[:max_boxes] if rng is None else np.sort(rng.choice(every, max_boxes, replace=False))
+    rows, positive_map, box_concept = rows[chosen], positive_map[chosen], box_concept[chosen]
   if masks is not None:
-    masks = [masks[i] for i in np.flatnonzero(named.kept)[rows]]
+    masks = [masks[i] for i in rows]
   return Prepared(
-    image=pixels,
+    canvas=geometry.canvas,
+    draw=draw,
     image_size=geometry.size,
     original_size=geometry.original,
     tokens=encoding.tokens,
     tokens_valid=encoding.tokens_valid,
     boxes_xyxy_px=geometry.to_canvas(boxes[rows]),
-    positive_map=named.positive_map[rows],
-    box_concept=named.box_concept[rows],
+    positive_map=positive_map,
+    box_concept=box_concept,
     token_concept=named.token_concept,
     mlm_labels=None,
     source=example.source,
@@ -144,7 +166,9 @@ def _assemble(
     mirrored=geometry.flipped,
     text_id=example.text_id,
     masks=None if masks is None else tuple(None if mask is None else mask.moved(geometry) for mask in masks),
+    skipped=skipped,
     reduced=tuple(reduced),
+    instead=instead,
   )
 
 
@@ -157,9 +181,13 @@ def train_example(
   rng: np.random.Generator,
   captions: Sequence[str] = (),
   synonyms: Synonyms = NO_SYNONYMS,
+  instead: Callable[[], Prepared] | None = None,
+  skipped: tuple[tuple[str, str], ...] = (),
 ) -> Prepared:
   """One example as training sees it, words hidden if so configured. `classes`: the vocabulary of its source,
-  `synonyms`: how they may be called too; `captions`: others of its source, to pack its own with.
+  `synonyms`: how they may be called too; `captions`: others of its source, to pack its own with. Where there is
+  something to take `instead`, the picture is decoded by `Prepared.draw` only, which may raise the BadRecord then.
+  `skipped`: records that were passed over to get this one.
 
   A mirrored caption has left and right exchanged; a vocabulary that names sides ("left hand") is never mirrored.
 
@@ -175,13 +203,14 @@ def train_example(
   if not cfg.prompt.wordings:  # they are written for all classes of the source
     classes = example.vocabulary(classes)
   prompt, encoding, named = prompt_example(example, classes, rng, words, cfg.prompt, captions, synonyms)
-  size, fast = _size(example, cfg), cfg.pixels == "fast"
+  size = _size(example, cfg)
   geometry = images.fit(size, canvas, flipped)
-  image = images.decode(example.image, example.record, cfg.max_pixels, geometry.size if fast else None)
+  draw = functools.partial(_draw, example=example, geometry=geometry, cfg=cfg, fast=cfg.pixels == "fast")
+  if instead is None:
+    draw = _drawn(draw, canvas)
   boxes = usable_boxes(example, size, cfg.box_tolerance_px)
-  pixels = geometry.pixels(image, fast)
   prepared = _assemble(
-    example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, rng, example.masks
+    example, prompt.text, encoding, named, boxes, draw, geometry, cfg.max_boxes, rng, example.masks, instead, skipped
   )
   if cfg.masking is None:
     return prepared
@@ -225,8 +254,13 @@ def evaluation_example(
     named = dataclasses.replace(named, phrases=phrases(prompt, encoding))
   boxes = np.clip(boxes[fine], 0, np.array([width - 1, height - 1] * 2, np.float32))
   geometry = images.fit((height, width), canvas, mirrored)
-  pixels = geometry.pixels(images.decode(example.image, example.record, cfg.max_pixels))
-  return _assemble(example, prompt.text, encoding, named, boxes, pixels, geometry, cfg.max_boxes, None)
+  draw = functools.partial(_draw, example=example, geometry=geometry, cfg=cfg, fast=False)
+  draw = _drawn(draw, canvas)
+  return _assemble(example, prompt.text, encoding, named, boxes, draw, geometry, cfg.max_boxes, None)
+
+
+def _black(out: np.ndarray) -> None:
+  out[...] = 0
 
 
 def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str], ...] = ()) -> Prepared:
@@ -234,7 +268,8 @@ def blank(words: Words, canvas: tuple[int, int], skipped: tuple[tuple[str, str],
   encoding = words.encode("")
   m = len(encoding.tokens)
   return Prepared(
-    image=np.zeros((*canvas, 3), np.uint8),
+    canvas=canvas,
+    draw=_black,
     image_size=canvas,
     original_size=canvas,
     tokens=encoding.tokens,
@@ -281,21 +316,44 @@ class Prepare:
   mixture: Mixture
 
   def __call__(self, k: int, place: Place) -> Prepared:
+    """The picture is decoded when the batch is stacked (`Prepared.draw`): one after the other, with the processor's
+    caches for it alone. One that turns out to be broken then is replaced by `Prepared.instead`.
+
+    Raises as `at_once`.
+    """
+    return self._prepared(k, place, functools.partial(self.at_once, k, place))
+
+  def at_once(self, k: int, place: Place) -> Prepared:
     """An unusable record is replaced by another one of its source and shape (`mixture.parts`).
 
     Raises RuntimeError when `TRIES` records in a row are unusable.
     """
+    return self._prepared(k, place, None)
+
+  def _prepared(self, k: int, place: Place, instead: Callable[[], Prepared] | None) -> Prepared:
     source, part, index = self.sources[place.source], self.mixture.parts[place.part], place.record
     rng = np.random.default_rng((self.mixture.seed, k))
-    synonyms = source.synonyms if self.cfg.prompt.synonyms and isinstance(source, KnowsSynonyms) else NO_SYNONYMS
+    has_captions, synonyms = self._about[place.source]
     skipped: list[tuple[str, str]] = []
     for _ in range(TRIES):
       try:
         example = source[index]
-        captions = OtherCaptions(source, example.caption) if isinstance(source, KnowsCaptions) else ()
-        prepared = train_example(example, source.classes, self.words, self.cfg, place.canvas, rng, captions, synonyms)
-        return dataclasses.replace(prepared, skipped=tuple(skipped))
+        captions = OtherCaptions(source, example.caption) if has_captions else ()
+        return train_example(
+          example, source.classes, self.words, self.cfg, place.canvas, rng, captions, synonyms, instead, tuple(skipped)
+        )
       except BadRecord as error:
         skipped.append((error.reason, error.record))
         index = part.record(int(rng.integers(len(part))))
     raise RuntimeError(f"source {source.name!r}: {TRIES} records in a row cannot be used: {skipped}; repair it")
+
+  @functools.cached_property
+  def _about(self) -> list[tuple[bool, Synonyms]]:
+    """Of each source: whether it can read single captions, and how its classes may be called too."""
+    return [
+      (
+        isinstance(source, KnowsCaptions),
+        source.synonyms if self.cfg.prompt.synonyms and isinstance(source, KnowsSynonyms) else NO_SYNONYMS,
+      )
+      for source in self.sources
+    ]

@@ -10,21 +10,24 @@ the picture needs (the classes of its boxes) and as many others as fit.
 Randomness comes from an `np.random.Generator`, of which only `Draws` is used.
 """
 
+import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_name
 from pipelines.draws import Draws
-from pipelines.records import Example, Phrase, Span
+from pipelines.records import Example, Phrase, Phrases, Span
 from pipelines.synonyms import NO_SYNONYMS, Synonyms, draw
-from pipelines.words import Encoding, Words, span_to_tokens
+from pipelines.words import SPECIAL_TOKENS, Encoding, Words, span_to_tokens
 
 BACKGROUND = "__background__"
-SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 Wording = tuple[str, str, str]  # text before a name, the name, text after it
+REMEMBERED = 1 << 17  # names whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +77,15 @@ class Prompt:
   """A text and what it names: (name, characters [begin, end)) in the order of the text. Class names are as the source
   spells them; their characters show the cleaned name.
 
-  `pieces`: the text of class names cut after each separator. `own`: the characters of the example's own caption where
-  others were packed around it.
+  `pieces`: the text of class names cut after each separator, `first` and `count` the tokens of each name in it. `own`:
+  the characters of the example's own caption where others were packed around it.
   """
 
   text: str
   spans: tuple[tuple[str, Span], ...]
   pieces: tuple[str, ...] = ()
+  first: tuple[int, ...] = ()
+  count: tuple[int, ...] = ()
   own: Span | None = None
 
   def encode(self, words: Words) -> Encoding:
@@ -93,7 +98,7 @@ class Named:
   """A tokenised prompt seen from the boxes. Boxes that no token names are left out and marked in `kept`."""
 
   kept: np.ndarray  # g bool, over the boxes given; the arrays below have one row per True
-  phrases: tuple[Phrase, ...]  # everything the prompt names, in its order; tokens () where it was cut off
+  phrases: Sequence[Phrase]  # everything the prompt names, in its order; tokens () where it was cut off
   positive_map: np.ndarray  # g m bool
   box_concept: np.ndarray  # g int32, -1 in captions
   token_concept: np.ndarray  # m int32, -1 outside class names
@@ -163,7 +168,7 @@ def detection_prompt(
   if cfg.mode == "sample":
     names = _sampled_names(labels, classes, wordings, rng, words, cfg)
   else:
-    order = rng.permutation(classes).tolist() if cfg.shuffle else list(classes)
+    order = _shuffled(classes, rng) if cfg.shuffle else list(classes)
     used = words.count_name(cfg.prefix)
     names = _fitting(order, wordings, words, cfg.separator, used)
     if len(names) < len(order):
@@ -171,7 +176,7 @@ def detection_prompt(
       first = sorted(order, key=lambda name: name not in wanted)  # stable: the order within both halves stays
       chosen = set(_fitting(first, wordings, words, cfg.separator, used))
       names = [name for name in order if name in chosen]
-  prompt = _join(names, wordings, cfg.separator, cfg.prefix, cfg.distinct)
+  prompt = _join(names, wordings, words, cfg.separator, cfg.prefix, cfg.distinct)
   named = {name for name, _ in prompt.spans}
   return prompt, np.array([label in named for label in labels], bool)
 
@@ -194,7 +199,7 @@ def all_classes_prompts(
     names = _fitting(rest[:per_prompt], worded, words, separator, 0)
     if not names:
       raise ValueError(f"class {rest[0]!r} with its wording does not fit into {words.max_tokens} tokens; shorten it")
-    prompts.append(_join(names, worded, separator, prefix="", distinct=False))
+    prompts.append(_join(names, worded, words, separator, prefix="", distinct=False))
     rest = rest[len(names) :]
   return prompts
 
@@ -215,19 +220,22 @@ def _sampled_names(
 ) -> list[str]:
   """Positives and negatives in random order (reference 6.3)."""
   room = words.max_tokens - SPECIAL_TOKENS - words.count_name(cfg.prefix)
-  positives = []
-  for name in rng.permutation(list(dict.fromkeys(labels))).tolist():
-    room -= words.count_name(_shown(name, wordings) + cfg.separator)  # one that overflows leaves none for negatives
-    if room < 0:
-      break
-    positives.append(name)
-  negatives = []
-  for name in rng.permutation(_drawn_negatives(positives, classes, rng, cfg)).tolist():
-    room -= words.count_name(_shown(name, wordings) + cfg.separator)
-    if room <= 0:
-      break
-    negatives.append(name)
-  return rng.permutation(negatives + positives).tolist()
+
+  def spent(names: list[str]) -> list[int]:
+    """Tokens of the first name, the first two, ..."""
+    return list(itertools.accumulate([entry.tokens for entry in _entries(names, wordings, words, cfg.separator)]))
+
+  order = _shuffled(list(dict.fromkeys(labels)), rng)
+  needed = spent(order)
+  positives = order[: bisect.bisect_right(needed, room)]
+  room -= needed[min(len(positives), len(needed) - 1)] if needed else 0  # one that overflows leaves none for negatives
+  order = _shuffled(_drawn_negatives(positives, classes, rng, cfg), rng)
+  negatives = order[: bisect.bisect_left(spent(order), room)]  # one token stays free
+  return _shuffled(negatives + positives, rng)
+
+
+def _shuffled(names: Sequence[str], rng: Draws) -> list[str]:
+  return rng.permutation(np.array(names, object)).tolist()  # objects: the texts themselves are not copied
 
 
 def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, cfg: PromptConfig) -> list[str]:
@@ -236,21 +244,22 @@ def _drawn_negatives(positives: list[str], classes: Sequence[str], rng: Draws, c
   drawn = rng.choice(pool, size=count, replace=False).tolist()
   if not cfg.distinct:
     return [name for name in drawn if name not in positives]
-  by_text = {normalised_name(name): name for name in drawn}
-  taken = {normalised_name(name) for name in positives}
-  return [name for text, name in by_text.items() if text not in taken]
+  by_text = dict(zip(map(normalised_name, drawn), drawn, strict=True))
+  for name in positives:
+    by_text.pop(normalised_name(name), None)
+  return list(by_text.values())
 
 
 @functools.lru_cache(maxsize=256)
 def _pool(classes: tuple[str, ...], draw_background: bool) -> np.ndarray:
   """What may be drawn as a negative: every name once, without a background class that the source lists by itself."""
   names = [name for name in dict.fromkeys(classes) if normalised_name(name) != "background"]
-  return np.array(names + [BACKGROUND] * draw_background)
+  return np.array(names + [BACKGROUND] * draw_background, object)
 
 
 def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
   u = rng.random()
-  one, none, full, _ = np.cumsum(cfg.control_probabilities)
+  one, none, full, _ = itertools.accumulate(cfg.control_probabilities)
   if u < one:
     return 1
   if u < none:
@@ -260,38 +269,81 @@ def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
 
 def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separator: str, used: int) -> list[str]:
   """The first names whose prompt fits; `used` tokens are taken already."""
-  used += SPECIAL_TOKENS
-  for i, name in enumerate(names):
-    text = _shown(name, wordings)
-    if used + words.count_name(text) > words.max_tokens:  # the last name has no separator
+  room = words.max_tokens - SPECIAL_TOKENS - used
+  for i, entry in enumerate(_entries(names, wordings, words, separator)):
+    if words.count_name(entry.bare) > room:  # the last name has no separator
       return names[:i]
-    used += words.count_name(text + separator)
+    room -= entry.tokens
   return names
 
 
-def _shown(name: str, wordings: dict[str, Wording]) -> str:
-  return "".join(_wording(name, wordings))
+class Entry(NamedTuple):
+  """A class name as a piece of a prompt."""
+
+  text: str  # with its wording and the separator
+  bare: str  # without the separator
+  key: str  # equal for names that read alike
+  begin: int  # characters of the name in the text
+  end: int
+  tokens: int  # of the text
+  first: int  # of those the name has `count` tokens from this one on
+  count: int
 
 
-def _wording(name: str, wordings: dict[str, Wording]) -> Wording:
-  return wordings.get(name) or ("", clean_name(name), "")
+class _Entries(dict):
+  """Name, or (name, wording), -> Entry: what one tokenizer makes of it, remembered."""
+
+  def __init__(self, words: Words, separator: str):
+    super().__init__()
+    self._words, self._separator = words, separator
+
+  def __missing__(self, key: str | tuple[str, Wording]) -> Entry:
+    before, shown, after = ("", clean_name(key), "") if isinstance(key, str) else key[1]
+    bare, span = before + shown + after, (len(before), len(before) + len(shown))
+    text = bare + self._separator
+    tokens = self._words.count_name(text)
+    alone = dataclasses.replace(self._words, max_tokens=tokens + SPECIAL_TOKENS).encode(text)
+    own = span_to_tokens(alone, (span,))
+    first = own[0] - 1 if own else 0  # [CLS] stands before them
+    if len(self) >= REMEMBERED:
+      self.clear()
+    self[key] = entry = Entry(text, bare, normalised_name(shown), *span, tokens, first, len(own))
+    return entry
 
 
-def _join(names: list[str], wordings: dict[str, Wording], separator: str, prefix: str, distinct: bool) -> Prompt:
+def _entries(names: Sequence[str], wordings: dict[str, Wording], words: Words, separator: str) -> list[Entry]:
+  key = _Entries, separator
+  if key not in words.remembered:
+    words.remembered[key] = _Entries(words, separator)
+  known = words.remembered[key]
+  if not wordings:
+    return list(map(known.__getitem__, names))
+  return [known[(name, wordings[name]) if name in wordings else name] for name in names]
+
+
+def _join(
+  names: list[str], wordings: dict[str, Wording], words: Words, separator: str, prefix: str, distinct: bool
+) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  pieces, end, spans, places = [prefix] if prefix else [], len(prefix), [], {}
-  for name in names:
-    before, shown, after = _wording(name, wordings)
-    key = normalised_name(shown)
-    if not distinct or key not in places:
-      if places:
-        pieces[-1] += separator
-        end += len(separator)
-      pieces.append(before + shown + after)
-      places[key] = (end + len(before), end + len(before) + len(shown))
-      end += len(pieces[-1])
-    spans.append((name, places[key]))
-  return Prompt("".join(pieces), tuple(spans), tuple(pieces))
+  entries, places = _entries(names, wordings, words, separator), None
+  if distinct and len({entry.key for entry in entries}) < len(entries):
+    first = {entry.key: entry for entry in reversed(entries)}
+    number = {key: i for i, key in enumerate(dict.fromkeys(entry.key for entry in entries))}
+    places = [number[entry.key] for entry in entries]
+    entries = [first[key] for key in number]
+  pieces = [entry.text for entry in entries]
+  begins = itertools.accumulate(map(len, pieces), initial=len(prefix))
+  spans = [(begin + entry.begin, begin + entry.end) for begin, entry in zip(begins, entries, strict=False)]
+  tokens = itertools.accumulate([entry.tokens for entry in entries], initial=1 + words.count_name(prefix))
+  first = [start + entry.first for start, entry in zip(tokens, entries, strict=False)]
+  count = [entry.count for entry in entries]
+  if places:
+    spans, first, count = ([column[i] for i in places] for column in (spans, first, count))
+  if entries:
+    pieces[-1] = entries[-1].bare
+  if prefix:
+    pieces.insert(0, prefix)
+  return Prompt("".join(pieces), tuple(zip(names, spans, strict=True)), tuple(pieces), tuple(first), tuple(count))
 
 
 # Captions.
@@ -339,9 +391,13 @@ def _pack_count(rng: Draws, cfg: PromptConfig) -> int:
 # From characters to tokens.
 
 
-def phrases(prompt: Prompt, encoding: Encoding) -> tuple[Phrase, ...]:
+def phrases(prompt: Prompt, encoding: Encoding) -> Phrases:
   """Everything the prompt names with its token positions, () where the text was cut off."""
-  return tuple(Phrase(name, span_to_tokens(encoding, (span,)), span) for name, span in prompt.spans)
+  first, count = prompt.first, prompt.count
+  if encoding.truncated or not prompt.pieces:
+    tokens = [span_to_tokens(encoding, (span,)) for _, span in prompt.spans]
+    first, count = [found[0] if found else 0 for found in tokens], list(map(len, tokens))
+  return Phrases([name for name, _ in prompt.spans], [span for _, span in prompt.spans], first, count)
 
 
 def phrase_map(named: Sequence[Phrase], max_tokens: int) -> np.ndarray:
@@ -356,14 +412,15 @@ def name_boxes(prompt: Prompt, encoding: Encoding, labels: Sequence[str]) -> Nam
   """Boxes with class names `labels`, named by a prompt of class names. Concepts stand on the boxes and on the tokens of
   every class in the prompt (reference 6.1, 11.9)."""
   named = phrases(prompt, encoding)
-  tokens = {phrase.name: list(phrase.tokens) for phrase in named}
+  place = {name: (first, count) for name, first, count in zip(named.names, named.first, named.count, strict=True)}
   positive_map = np.zeros((len(labels), len(encoding.tokens)), bool)
   for row, label in zip(positive_map, labels, strict=True):
-    row[tokens.get(label, [])] = True
-  token_concept = np.full(len(encoding.tokens), NO_CONCEPT, np.int32)
-  for name, positions in tokens.items():
-    token_concept[positions] = concept_id(name)
-  return _named(positive_map, named, [concept_id(label) for label in labels], token_concept)
+    first, count = place.get(label, (0, 0))
+    row[first : first + count] = True
+  token_concept = [NO_CONCEPT] * len(encoding.tokens)
+  for name, (first, count) in place.items():
+    token_concept[first : first + count] = [concept_id(name)] * count
+  return _named(positive_map, named, list(map(concept_id, labels)), np.array(token_concept, np.int32))
 
 
 def unnamed(labels: Sequence[str], encoding: Encoding) -> Named:
@@ -388,7 +445,9 @@ def name_boxes_by_spans(text: str, encoding: Encoding, spans: Sequence[Sequence[
 
 
 def _named(
-  positive_map: np.ndarray, named: tuple[Phrase, ...], box_concept: list[int], token_concept: np.ndarray
+  positive_map: np.ndarray, named: Sequence[Phrase], box_concept: list[int], token_concept: np.ndarray
 ) -> Named:
   kept = positive_map.any(axis=1)
+  if kept.all():
+    return Named(kept, named, positive_map, np.array(box_concept, np.int32), token_concept)
   return Named(kept, named, positive_map[kept], np.array(box_concept, np.int32)[kept], token_concept)

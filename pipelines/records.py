@@ -6,7 +6,7 @@ A source (pipelines/sources) turns its dialect into `Example`s; `pipelines/prepa
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -141,11 +141,37 @@ class Phrase:
   span: Span = (0, 0)  # characters of the text that name it (training, where nobody asks: unset)
 
 
+class Phrases(Sequence[Phrase]):
+  """The phrases of a prompt as columns: it may name a hundred, and in training nobody asks for them.
+
+  Attributes:
+    names, spans: n.
+    first, count: n, the tokens of each: so many from the first one on.
+  """
+
+  def __init__(self, names: Sequence[str], spans: Sequence[Span], first: Sequence[int], count: Sequence[int]):
+    self.names, self.spans, self.first, self.count = names, spans, first, count
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, i: int) -> Phrase:
+    first = self.first[i]
+    return Phrase(self.names[i], tuple(range(first, first + self.count[i])), self.spans[i])
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+  def __hash__(self) -> int:
+    return hash(tuple(self))
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
   """One example ready to be stacked: fixed shapes apart from the number of boxes."""
 
-  image: np.ndarray  # h w 3 uint8 on the canvas
+  canvas: tuple[int, int]  # height, width
+  draw: Callable[[np.ndarray], None]  # writes the picture onto an h w 3 uint8 canvas: a row of the batch
   image_size: tuple[int, int]  # valid height, width on the canvas
   original_size: tuple[int, int]  # height, width of the original image
   tokens: np.ndarray  # m int32
@@ -158,13 +184,21 @@ class Prepared:
   source: str
   image_id: int
   text: str  # the prompt or caption that was tokenised
-  phrases: tuple[Phrase, ...]  # what the prompt names, in order
+  phrases: Sequence[Phrase]  # what the prompt names, in order
   mirrored: bool = False
   text_id: int | None = None
   masks: tuple[Mask | None, ...] | None = None  # of the boxes, moved to the canvas and not drawn yet
   skipped: tuple[tuple[str, str], ...] = ()  # (reason, record) of bad records passed over to get this one
   reduced: tuple[tuple[str, str], ...] = ()  # (reason, record) when boxes of this one had to be left out
   valid: bool = True  # False: fills up the last batch of an evaluation
+  instead: Callable[[], "Prepared"] | None = None  # what to take where `draw` raises BadRecord; None: it does not
+
+  @property
+  def image(self) -> np.ndarray:
+    """The picture on a canvas of its own, h w 3 uint8."""
+    out = np.empty((*self.canvas, 3), np.uint8)
+    self.draw(out)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +210,7 @@ class Info:
   original_size: tuple[int, int]
   image_size: tuple[int, int]
   text: str
-  phrases: tuple[Phrase, ...]
+  phrases: Sequence[Phrase]
   mirrored: bool
   text_id: int | None
 

@@ -8,8 +8,10 @@ import dataclasses
 import functools
 import gzip
 import importlib.resources
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -21,6 +23,7 @@ CLIP_MASK_ID = 49404  # a rare entry that the authors declare to be the mask tok
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # how CLIP cuts text into words
 CLIP_MERGES = 49152 - 256 - 2  # the rest of the merges file is not part of the vocabulary
 REMEMBERED = 1 << 17  # names whose tokens are kept
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 FORMS = "'shapes', the path of a BERT vocab.txt, 'clip:PATH of bpe_simple_vocab_16e6.txt.gz' or a Hugging Face name"
 
 
@@ -30,8 +33,13 @@ class Encoding:
 
   tokens: np.ndarray  # m int32
   tokens_valid: np.ndarray  # m bool, [CLS] and [SEP] included
-  offsets: np.ndarray  # m 2 int32, characters [begin, end) of each token; empty ranges at special tokens and padding
+  find_offsets: Callable[[], np.ndarray]  # gives `offsets`: who knows where the tokens are need not ask
   truncated: bool  # the text had more tokens than fit
+
+  @functools.cached_property
+  def offsets(self) -> np.ndarray:
+    """m 2 int32: characters [begin, end) of each token; empty ranges at special tokens and padding."""
+    return self.find_offsets()
 
   def char_to_token(self, char: int) -> int | None:
     """Position of the first token that covers this character; None on white space, beyond the text or when cut off."""
@@ -39,7 +47,7 @@ class Encoding:
 
   @functools.cached_property
   def first_tokens(self) -> list[int | None]:
-    """For every character; prompts with hundreds of names are asked for all of them."""
+    """For every character; captions with many phrases are asked for all of them."""
     first: list[int | None] = [None] * int(self.offsets.max(initial=0))
     spans = self.offsets.tolist()
     for token in range(len(spans) - 1, -1, -1):  # tokens may share a character (pieces of an emoji): the first one wins
@@ -68,16 +76,18 @@ class Words:
   def encode(self, text: str) -> Encoding:
     """Token ids with [CLS] and [SEP], cut to `max_tokens` (the last one stays [SEP]) and padded."""
     encoded = self.tokenizer.encode(text, add_special_tokens=False)
-    return self._framed(np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2))
+    return self._framed(encoded.ids, lambda: encoded.offsets)
 
   def encode_names(self, pieces: Sequence[str]) -> Encoding:
     """What `encode` gives for the joined pieces, provided that all but the last end in white space: no token reaches
     over it. A tenth of the time, because pieces (class names with their separators) are remembered."""
-    found = [self._piece(piece) for piece in pieces]
-    begins = np.cumsum([0, *map(len, pieces)])[:-1]
-    ids = np.concatenate([ids for ids, _ in found])
-    shifts = np.repeat(begins, [len(ids) for ids, _ in found])
-    return self._framed(ids, np.concatenate([offsets for _, offsets in found]) + shifts[:, None].astype(np.int32))
+    found = list(map(self._pieces.__getitem__, pieces))
+
+    def offsets() -> list[tuple[int, int]]:
+      shifts = itertools.accumulate(map(len, pieces), initial=0)
+      return [(b + shift, e + shift) for shift, (_, own) in zip(shifts, found, strict=False) for b, e in own]
+
+    return self._framed(list(itertools.chain.from_iterable([ids for ids, _ in found])), offsets)
 
   def count(self, text: str) -> int:
     """Number of tokens of `text` alone: no special tokens, no truncation."""
@@ -85,30 +95,51 @@ class Words:
 
   def count_name(self, piece: str) -> int:
     """The same for a class name, remembered."""
-    return len(self._piece(piece)[0])
+    return len(self._pieces[piece][0])
 
-  def _framed(self, ids: np.ndarray, begins_ends: np.ndarray) -> Encoding:
-    kept = min(len(ids) + 2, self.max_tokens)
-    tokens = np.full(self.max_tokens, self.pad_id, np.int32)
-    offsets = np.zeros((self.max_tokens, 2), np.int32)
-    tokens[1 : kept - 1], offsets[1 : kept - 1] = ids[: kept - 2], begins_ends[: kept - 2]
-    tokens[0], tokens[kept - 1] = self.cls_id, self.sep_id
-    return Encoding(tokens, np.arange(self.max_tokens) < kept, offsets, truncated=len(ids) + 2 > kept)
+  def _framed(self, ids: list[int], offsets: Callable[[], list[tuple[int, int]]]) -> Encoding:
+    kept = min(len(ids) + SPECIAL_TOKENS, self.max_tokens)
+    padding = [self.pad_id] * (self.max_tokens - kept)
+    tokens = np.array([self.cls_id, *ids[: kept - SPECIAL_TOKENS], self.sep_id, *padding], np.int32)
 
-  def _piece(self, piece: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids k and offsets k 2 of a text, without special tokens."""
-    found = self._pieces.get(piece)
-    if found is None:
-      encoded = self.tokenizer.encode(piece, add_special_tokens=False)
-      found = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
-      if len(self._pieces) >= REMEMBERED:
-        self._pieces.clear()
-      self._pieces[piece] = found
-    return found
+    def framed() -> np.ndarray:
+      out = np.zeros((self.max_tokens, 2), np.int32)
+      out[1 : kept - 1] = np.array(offsets(), np.int32).reshape(-1, 2)[: kept - SPECIAL_TOKENS]
+      return out
+
+    return Encoding(tokens, self._valid[kept], framed, truncated=len(ids) + SPECIAL_TOKENS > kept)
 
   @functools.cached_property
-  def _pieces(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  def _valid(self) -> np.ndarray:
+    """`tokens_valid` by the number of tokens, m + 1 m bool."""
+    return np.tri(self.max_tokens + 1, self.max_tokens, -1, bool)
+
+  @functools.cached_property
+  def _pieces(self) -> "_Pieces":
+    return _Pieces(self.tokenizer)
+
+  @functools.cached_property
+  def remembered(self) -> dict[Any, Any]:
+    """What others keep with this tokenizer (prompts.py: the names of classes)."""
     return {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # nothing remembered
+
+
+class _Pieces(dict):
+  """Text -> its token ids and their characters, without special tokens."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer):
+    super().__init__()
+    self._tokenizer = tokenizer
+
+  def __missing__(self, piece: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = self._tokenizer.encode(piece, add_special_tokens=False)
+    if len(self) >= REMEMBERED:
+      self.clear()
+    self[piece] = found = encoded.ids, encoded.offsets
+    return found
 
 
 def span_to_tokens(encoding: Encoding, spans: tuple[Span, ...]) -> tuple[int, ...]:
@@ -119,8 +150,7 @@ def span_to_tokens(encoding: Encoding, spans: tuple[Span, ...]) -> tuple[int, ..
   """
   ranges = []
   for begin, end in spans:
-    first = _first_token(encoding.first_tokens, begin, 1)
-    last = _first_token(encoding.first_tokens, end - 1, -1)
+    first, last = _first_token(encoding, begin, 1), _first_token(encoding, end - 1, -1)
     if first is not None and last is not None:
       ranges.append(range(first, last + 1))
   return tuple(ranges[0]) if len(ranges) == 1 else tuple(sorted(set().union(*ranges)))
@@ -144,11 +174,11 @@ def load_words(tokenizer: str, max_tokens: int) -> Words:
   return _hugging_face(tokenizer, max_tokens)
 
 
-def _first_token(first_tokens: list[int | None], char: int, step: int) -> int | None:
+def _first_token(encoding: Encoding, char: int, step: int) -> int | None:
   """The token at `char`, or at one of the next two characters in this direction."""
   for place in (char, char + step, char + 2 * step):
-    if 0 <= place < len(first_tokens) and first_tokens[place] is not None:
-      return first_tokens[place]
+    if (token := encoding.char_to_token(place)) is not None:
+      return token
   return None
 
 

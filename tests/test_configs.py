@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from configs import ablation, common, demo, evaluation, finetune_coco, mixtures, pretrain
+from configs import ablation, common, demo, evaluation, finetune_coco, mixtures, pretrain, student
 from glipv2_jax.models import glipv2
 from launch import experiment, train
 from pipelines.sources import SOURCES
@@ -22,6 +22,8 @@ CASES = [
   (pretrain, "h,debug"),
   (ablation, None),
   (ablation, "row=5,debug"),
+  (student, "pseudo"),
+  (student, "truth,debug"),
   *((evaluation, member) for member in evaluation.MEMBERS),
 ]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines import fewshot, images
 from pipelines.masks import Mask, from_coco
-from pipelines.records import BadRecord, Example
+from pipelines.records import BadRecord, Example, record_name
 from pipelines.sources.index import (
   Pictures,
   Places,
@@ -184,6 +184,8 @@ class CocoJson:
   def _names(self, rows: tuple[np.ndarray, np.ndarray], image: int) -> tuple[str, ...]:
     """Different classes of a picture in a (labels, ends) column."""
     labels, ends = rows
+    if ends[image] == ends[image + 1]:
+      return ()
     return tuple(self.classes[i] for i in np.unique(labels[ends[image] : ends[image + 1]]))
 
   def __getitem__(self, index: int) -> Example:
@@ -192,18 +194,18 @@ class CocoJson:
     rows = slice(self._box_ends[image], self._box_ends[image + 1])
     height, width = self._sizes[image].tolist()
     image_id = int(self.image_ids[image])
+    absent = self._names(self._absent, image) if self._known_only and self._absent is not None else None
     example = Example(
       source=self.name,
       image_id=image_id,
       kind="detection",
-      image=self._pictures.read(image, f"{self.name}/{image_id}"),
+      image=self._pictures.read(image, record_name(self.name, image_id)),
       boxes_xyxy_px=self._boxes[rows],
-      labels=tuple(self.classes[i] for i in self._labels[rows]),
+      labels=tuple([self.classes[i] for i in self._labels[rows].tolist()]),
+      absent=absent,
+      unsure=self._names(self._crowds, image) if self._known_only else (),
       image_size=(height, width) if height else None,
     )
-    if self._known_only:
-      absent = None if self._absent is None else self._names(self._absent, image)
-      example = dataclasses.replace(example, absent=absent, unsure=self._names(self._crowds, image))
     if self._places is not None:
       example = dataclasses.replace(example, masks=self._masks(range(rows.start, rows.stop), example))
     return example

@@ -161,6 +161,24 @@ def test_remembered_names_are_encoded_as_the_whole_text(bert, clip, vocabularies
             np.testing.assert_array_equal(getattr(fast, field), getattr(slow, field), field)
 
 
+def test_tokens_of_names_are_those_of_their_characters(bert, clip, vocabularies):
+  """The tokens that a prompt knows of its names, against a search by characters."""
+  for words in (bert, clip):
+    for classes in vocabularies.values():
+      for seed, prefix in enumerate(["", "object detection : "]):
+        rng, synonyms = np.random.default_rng(seed), {name: ("a (b) c", f"{name} thing") for name in classes[::3]}
+        cfg = PromptConfig(prefix=prefix)
+        prompt, _ = prompts.detection_prompt(classes[3:9], classes, rng, words, cfg, synonyms)
+        encoding, named = prompt.encode(words), prompts.phrases(prompt, prompt.encode(words))
+        assert [phrase.tokens for phrase in named] == [span_to_tokens(encoding, (span,)) for _, span in prompt.spans]
+        assert any(phrase.tokens for phrase in named)
+        short = dataclasses.replace(words, max_tokens=12)  # than the prompt: what is cut off has no tokens
+        cut = prompt.encode(short)
+        assert [phrase.tokens for phrase in prompts.phrases(prompt, cut)] == [
+          span_to_tokens(cut, (span,)) for _, span in prompt.spans
+        ]
+
+
 def test_tokens_that_were_cut_off_drop_the_box(shapes):
   words = dataclasses.replace(shapes, max_tokens=6)
   text = "a red star and a blue moon"
