@@ -2,6 +2,7 @@
 
   plan.json                       what is prepared: source, options, length, records per shard
   data-00000-of-00012.array_record, .json   a shard, and beside it its counts, bytes and SHA-256 (written last)
+  sizes.npy                       height and width of every picture (not beside TFDS's records)
   manifest.json                   all of them: written when every shard is there
 
 A shard whose json is there is finished and is not made again, so work that was cut off goes on where it was; several
@@ -12,6 +13,7 @@ counted by reason. Records are Examples (`pipelines/example_bytes.py`) or those 
 import collections
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -19,6 +21,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from pipelines import images
@@ -26,7 +29,7 @@ from pipelines.example_bytes import to_bytes
 from pipelines.prepare import tfds_form
 from pipelines.prepare.ranges import SourceSpec
 from pipelines.records import BadRecord, Source
-from pipelines.sources.array_record import MANIFEST, VERSION
+from pipelines.sources.array_record import MANIFEST, SIZES, VERSION
 
 NAMED = 5  # records that a shard names for each reason
 PLAN = "plan.json"
@@ -54,7 +57,8 @@ class Job:
     path = self.file(number)
     try:
       shard = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-      whole = path.stat().st_size == shard["bytes"] and (not verify or _sha256(path) == shard["sha256"])
+      whole = path.stat().st_size == shard["bytes"] and len(_sizes(shard)) == shard["records"]
+      whole = whole and (not verify or _sha256(path) == shard["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
       return None
     return shard if whole else None
@@ -102,7 +106,7 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
   number = part.start // job.per_shard
   if done := job.finished(number, verify):
     return done
-  path, counts, named, records = job.file(number), collections.Counter(), {}, 0
+  path, counts, named, sizes = job.file(number), collections.Counter(), {}, []
   unfinished = _unfinished(path)
   encode = tfds_form.encoder(source) if job.tfds else to_bytes
   writer = ArrayRecordWriter(str(unfinished), "group_size:1")
@@ -110,22 +114,23 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
     for index in part:
       try:
         example = source[index]
-        images.decode(example.image, example.record)
+        size = images.decode(example.image, example.record).shape[:2]
       except BadRecord as error:
         counts[error.reason] += 1
         named.setdefault(error.reason, []).append(str(error))
         continue
       writer.write(encode(example))
-      records += 1
+      sizes.append(size)
     writer.close()
     shard = {
       "file": path.name,
       "first": part.start,
-      "records": records,
+      "records": len(sizes),
       "bytes": unfinished.stat().st_size,
       "sha256": _sha256(unfinished),
       "left_out": dict(counts),
       "for_example": {reason: messages[:NAMED] for reason, messages in named.items()},
+      "sizes": " ".join(f"{height}x{width}" for height, width in sizes),
     }
     os.replace(unfinished, path)
   finally:
@@ -135,11 +140,15 @@ def write_shard(source: Source, part: range, job: Job, verify: bool = False) -> 
 
 
 def finish(job: Job, skip_limit: float) -> Mapping[str, Any]:
-  """Writes manifest.json, and the metadata of TFDS where the shards are TFDS's, and returns the manifest.
+  """Writes sizes.npy, or the metadata of TFDS where the shards are TFDS's, and manifest.json; returns the manifest.
 
   Raises ValueError when a shard is missing, or a larger share than `skip_limit` of the records was left out.
   """
-  shards = [job.finished(number) for number in range(job.parts)]
+  shards, sizes = [], []
+  for number in range(job.parts):
+    shard = job.finished(number)
+    sizes.append(None if shard is None else _sizes(shard))
+    shards.append(shard and {key: value for key, value in shard.items() if key != "sizes"})
   missing = [number for number, shard in enumerate(shards) if shard is None]
   if missing:
     raise ValueError(f"{len(missing)} of {job.parts} shards are missing, first {job.file(missing[0])}; prepare again")
@@ -156,6 +165,10 @@ def finish(job: Job, skip_limit: float) -> Mapping[str, Any]:
   manifest = plan | {"records": sum(s["records"] for s in shards), "left_out": dict(left_out), "shards": short}
   if job.tfds:
     tfds_form.write_metadata(job.out, manifest)
+  else:
+    stream = io.BytesIO()
+    np.save(stream, np.concatenate(sizes))
+    _write(pathlib.Path(job.out) / SIZES, stream.getvalue())
   _write_json(pathlib.Path(job.out) / MANIFEST, manifest)
   return manifest
 
@@ -170,7 +183,17 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sizes(shard: Mapping[str, Any]) -> np.ndarray:
+  """n 2 int32, height and width of a shard's pictures."""
+  return np.array([size.split("x") for size in shard["sizes"].split()], np.int32).reshape(-1, 2)
+
+
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  data = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+  _write(path, data.encode())
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
   unfinished = _unfinished(path)
-  unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  unfinished.write_bytes(data)
   os.replace(unfinished, path)

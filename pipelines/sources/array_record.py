@@ -1,7 +1,7 @@
 """Shards that `glipv2 data prepare` wrote from another source: ArrayRecord files of whole Examples, read at random.
 
-`manifest.json` tells the shards and what the source was. Few files are open at a time and their index stays on disk,
-so memory does not depend on the size of the data set.
+`manifest.json` tells the shards and what the source was, `sizes.npy` how large the pictures are. Few files are open at
+a time and their index stays on disk, so memory hardly depends on the size of the data set.
 """
 
 import collections
@@ -16,6 +16,7 @@ from pipelines.records import KINDS, BadRecord, Example
 from pipelines.sources.parts import check_names, items, mapping, read_small_json, side, text
 
 MANIFEST = "manifest.json"
+SIZES = "sizes.npy"
 VERSION = 1
 _OPEN = 64  # files at a time
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0,index_storage_option:offloaded,footer_prefetch_bytes:0"
@@ -23,8 +24,6 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0,index_storage_option:offlo
 
 class ArrayRecords:
   """Random access to the records of a folder of shards, in the order of the source they were made of.
-
-  It has no `sizes()`: the size of a picture stands in its record, so all of them would have to be read for it.
 
   Attributes: name, kind and classes are those of that source.
   """
@@ -38,7 +37,7 @@ class ArrayRecords:
     Raises:
       FileNotFoundError, ValueError: the manifest or a shard is missing, or has another size than the manifest tells.
     """
-    folder = pathlib.Path(data)
+    self._folder = folder = pathlib.Path(data)
     path = folder / MANIFEST
     content = read_small_json(path, "data", "the folder that `glipv2 data prepare` finished")
     try:
@@ -83,6 +82,16 @@ class ArrayRecords:
     except (ValueError, RuntimeError, OSError, IndexError) as error:  # array_record raises what absl's status becomes
       place = f"{self._files[shard]}, record {row}: {error}"
       raise BadRecord("broken_record", f"{self.name}/[{index}]", place[:300]) from error
+
+  def sizes(self) -> np.ndarray:
+    """n 2 int32: height and width of every picture. Raises FileNotFoundError, ValueError."""
+    path = self._folder / SIZES
+    if not path.is_file():
+      raise FileNotFoundError(f"{path} is missing; run the command that prepared the data again")
+    sizes = np.load(path, allow_pickle=False)
+    if sizes.shape != (len(self), 2) or sizes.dtype != np.int32:
+      raise ValueError(f"{path} holds {sizes.shape} {sizes.dtype}, not {(len(self), 2)} int32; prepare the data again")
+    return sizes
 
   def caption(self, index: int) -> str:
     """The text of a record. Raises BadRecord('broken_record' or 'empty_caption')."""

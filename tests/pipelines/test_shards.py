@@ -98,6 +98,7 @@ def test_every_dialect_comes_back(tmp_path, name):
   originals = read_all(source)
   assert len(shards) == len(originals) > 0 and not any(isinstance(example, BadRecord) for example in originals)
   assert all(map(same, originals, read_all(shards))) and all(map(same, originals, read_all(copied(shards))))
+  assert shards.sizes().tolist() == [list(images.decode(example.image).shape[:2]) for example in originals]
 
 
 SHAPES = ["shapes", "split=val", "size=(64, 64)", "length=11"]
@@ -207,6 +208,13 @@ def test_damage_is_a_bad_record_or_stops_the_start(tmp_path):
     assert all(isinstance(e, BadRecord) or same(e, c) for e, c in zip(found, clean, strict=True))
     seen += any(isinstance(e, BadRecord) for e in found)
   assert seen > 15
+  shards, sizes = open_source("array_record", data=str(tmp_path)), tmp_path / "sizes.npy"
+  np.save(sizes, shards.sizes()[1:])
+  with pytest.raises(ValueError, match=r"sizes.npy holds \(10, 2\) int32, not \(11, 2\)"):
+    shards.sizes()
+  sizes.unlink()
+  with pytest.raises(FileNotFoundError, match="sizes.npy is missing; run the command"):
+    shards.sizes()
   path.write_bytes(original[:-7])
   with pytest.raises(FileNotFoundError, match="has not the"):
     open_source("array_record", data=str(tmp_path))
