@@ -15,19 +15,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.concepts import NO_CONCEPT, clean_name, concept_id, normalised_name
 from pipelines.draws import Draws
+from pipelines.names import Wording, entries_of, fitting
 from pipelines.records import Example, Phrase, Phrases, Span
 from pipelines.synonyms import NO_SYNONYMS, Synonyms, draw
 from pipelines.words import SPECIAL_TOKENS, Encoding, Words, span_to_tokens
 
 BACKGROUND = "__background__"
-Wording = tuple[str, str, str]  # text before a name, the name, text after it
-REMEMBERED = 1 << 17  # names whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +168,11 @@ def detection_prompt(
   else:
     order = _shuffled(classes, rng) if cfg.shuffle else list(classes)
     used = words.count_name(cfg.prefix)
-    names = _fitting(order, wordings, words, cfg.separator, used)
+    names = fitting(order, wordings, words, cfg.separator, used)
     if len(names) < len(order):
       wanted = set(labels)
       first = sorted(order, key=lambda name: name not in wanted)  # stable: the order within both halves stays
-      chosen = set(_fitting(first, wordings, words, cfg.separator, used))
+      chosen = set(fitting(first, wordings, words, cfg.separator, used))
       names = [name for name in order if name in chosen]
   prompt = _join(names, wordings, words, cfg.separator, cfg.prefix, cfg.distinct)
   named = {name for name, _ in prompt.spans}
@@ -196,7 +194,7 @@ def all_classes_prompts(
   check_classes(classes, words, separator)
   worded, rest, prompts = _wordings(classes, wordings), list(classes), []
   while rest:
-    names = _fitting(rest[:per_prompt], worded, words, separator, 0)
+    names = fitting(rest[:per_prompt], worded, words, separator, 0)
     if not names:
       raise ValueError(f"class {rest[0]!r} with its wording does not fit into {words.max_tokens} tokens; shorten it")
     prompts.append(_join(names, worded, words, separator, prefix="", distinct=False))
@@ -223,7 +221,7 @@ def _sampled_names(
 
   def spent(names: list[str]) -> list[int]:
     """Tokens of the first name, the first two, ..."""
-    return list(itertools.accumulate([entry.tokens for entry in _entries(names, wordings, words, cfg.separator)]))
+    return list(itertools.accumulate([entry.tokens for entry in entries_of(names, wordings, words, cfg.separator)]))
 
   order = _shuffled(list(dict.fromkeys(labels)), rng)
   needed = spent(order)
@@ -267,65 +265,11 @@ def _negative_count(most: int, rng: Draws, cfg: PromptConfig) -> int:
   return most if u < full else int(rng.integers(max(1, most))) + 1
 
 
-def _fitting(names: list[str], wordings: dict[str, Wording], words: Words, separator: str, used: int) -> list[str]:
-  """The first names whose prompt fits; `used` tokens are taken already."""
-  room = words.max_tokens - SPECIAL_TOKENS - used
-  for i, entry in enumerate(_entries(names, wordings, words, separator)):
-    if words.count_name(entry.bare) > room:  # the last name has no separator
-      return names[:i]
-    room -= entry.tokens
-  return names
-
-
-class Entry(NamedTuple):
-  """A class name as a piece of a prompt."""
-
-  text: str  # with its wording and the separator
-  bare: str  # without the separator
-  key: str  # equal for names that read alike
-  begin: int  # characters of the name in the text
-  end: int
-  tokens: int  # of the text
-  first: int  # of those the name has `count` tokens from this one on
-  count: int
-
-
-class _Entries(dict):
-  """Name, or (name, wording), -> Entry: what one tokenizer makes of it, remembered."""
-
-  def __init__(self, words: Words, separator: str):
-    super().__init__()
-    self._words, self._separator = words, separator
-
-  def __missing__(self, key: str | tuple[str, Wording]) -> Entry:
-    before, shown, after = ("", clean_name(key), "") if isinstance(key, str) else key[1]
-    bare, span = before + shown + after, (len(before), len(before) + len(shown))
-    text = bare + self._separator
-    tokens = self._words.count_name(text)
-    alone = dataclasses.replace(self._words, max_tokens=tokens + SPECIAL_TOKENS).encode(text)
-    own = span_to_tokens(alone, (span,))
-    first = own[0] - 1 if own else 0  # [CLS] stands before them
-    if len(self) >= REMEMBERED:
-      self.clear()
-    self[key] = entry = Entry(text, bare, normalised_name(shown), *span, tokens, first, len(own))
-    return entry
-
-
-def _entries(names: Sequence[str], wordings: dict[str, Wording], words: Words, separator: str) -> list[Entry]:
-  key = _Entries, separator
-  if key not in words.remembered:
-    words.remembered[key] = _Entries(words, separator)
-  known = words.remembered[key]
-  if not wordings:
-    return list(map(known.__getitem__, names))
-  return [known[(name, wordings[name]) if name in wordings else name] for name in names]
-
-
 def _join(
   names: list[str], wordings: dict[str, Wording], words: Words, separator: str, prefix: str, distinct: bool
 ) -> Prompt:
   """The names in one text; with `distinct`, names that read alike share one place."""
-  entries, places = _entries(names, wordings, words, separator), None
+  entries, places = entries_of(names, wordings, words, separator), None
   if distinct and len({entry.key for entry in entries}) < len(entries):
     first = {entry.key: entry for entry in reversed(entries)}
     number = {key: i for i, key in enumerate(dict.fromkeys(entry.key for entry in entries))}
