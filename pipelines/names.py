@@ -41,7 +41,8 @@ class _Entries(dict):
     text = bare + self._separator
     tokens = self._words.count_name(text)
     alone = dataclasses.replace(self._words, max_tokens=tokens + SPECIAL_TOKENS).encode(text)
-    own = span_to_tokens(alone, (span,))
+    begin = len(before + shown) - len(shown.lstrip())  # the span has the white space at its ends, as published
+    own = span_to_tokens(alone, ((begin, begin + len(shown.strip())),))
     first = own[0] - 1 if own else 0  # [CLS] stands before them
     if len(self) >= REMEMBERED:
       self.clear()

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines import images, prompts
@@ -87,6 +87,7 @@ def test_pieces_encode_as_the_text(text):
   st.sampled_from(("sample", "all")),
   st.integers(12, 64),
 )
+@example(classes=["_____)"], picks=[0], seed=0, mode="sample", tokens=12)  # three spaces before its only token
 def test_prompts_stay_in_the_budget_and_lose_no_positive_uncounted(classes, picks, seed, mode, tokens):
   words = dataclasses.replace(WORDS, max_tokens=tokens)
   labels = [classes[i % len(classes)] for i in picks]
