@@ -12,7 +12,7 @@ import pytest
 from launch import data
 from pipelines import images, masks
 from pipelines.example_bytes import from_bytes, to_bytes
-from pipelines.records import BadRecord, Example, Question
+from pipelines.records import BadRecord, Example, KnowsSizes, Question
 from pipelines.sources import open_source
 from tests.pipelines.box_dialects import BOX_WRITERS
 from tests.pipelines.dialects import WRITERS, copied, picture, read_all, same
@@ -98,6 +98,7 @@ def test_every_dialect_comes_back(tmp_path, name):
   originals = read_all(source)
   assert len(shards) == len(originals) > 0 and not any(isinstance(example, BadRecord) for example in originals)
   assert all(map(same, originals, read_all(shards))) and all(map(same, originals, read_all(copied(shards))))
+  assert isinstance(shards, KnowsSizes)  # so that batches are made of one shape
   assert shards.sizes().tolist() == [list(images.decode(example.image).shape[:2]) for example in originals]
 
 
