@@ -13,9 +13,9 @@ import zlib
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import check_folder, read_picture
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import faults_as_bad_record
+from pipelines.sources.pictures import check_folder, read_picture
 
 _LOG = logging.getLogger(__name__)
 

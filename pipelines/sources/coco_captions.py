@@ -10,7 +10,8 @@ from array import array
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import Pictures, Record, Strings, positions, read_json, unique
+from pipelines.sources.index import Record, Strings, positions, read_json, unique
+from pipelines.sources.pictures import Pictures
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
 

@@ -17,19 +17,8 @@ import numpy as np
 from pipelines import fewshot, images
 from pipelines.masks import Mask, from_coco
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import (
-  Pictures,
-  Places,
-  Record,
-  all_or_none,
-  check_folder,
-  group,
-  inclusive,
-  is_text,
-  positions,
-  read_json,
-  unique,
-)
+from pipelines.sources.index import Places, Record, all_or_none, group, inclusive, is_text, positions, read_json, unique
+from pipelines.sources.pictures import Pictures, check_folder
 from pipelines.synonyms import unambiguous
 
 _WHAT = "a COCO-format json file"

@@ -15,7 +15,8 @@ import numpy as np
 
 from glipv2_jax.boxes import iou
 from pipelines.records import BadRecord, Example, Span, record_name
-from pipelines.sources.index import Pictures, Strings
+from pipelines.sources.index import Strings
+from pipelines.sources.pictures import Pictures
 from pipelines.sources.spans import Spans
 
 SAME = 0.95  # boxes of one sentence that overlap so far are one, which all their phrases name (as MDETR prepares them)

@@ -26,7 +26,6 @@ import yaml
 
 from glipv2_jax.boxes import iou
 from pipelines.records import BadRecord, Example, Question, Span, record_name
-from pipelines.sources.index import first_usable
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import (
   box,
@@ -39,6 +38,7 @@ from pipelines.sources.parts import (
   side,
   text,
 )
+from pipelines.sources.pictures import first_usable
 from pipelines.sources.spans import read_spans
 
 BACKGROUND = "__background__"  # entry 0 of some label maps

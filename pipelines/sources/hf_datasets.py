@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import inclusive, inclusive_corners, read_picture
+from pipelines.sources.index import inclusive, inclusive_corners
 from pipelines.sources.parts import box, faults_as_bad_record, items, mapping, text
+from pipelines.sources.pictures import read_picture
 
 BOX_FORMATS = ("xywh", "xyxy")
 _READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}

@@ -11,7 +11,8 @@ from array import array
 import numpy as np
 
 from pipelines.records import Example, record_name
-from pipelines.sources.index import Pictures, Record, Strings, group, inclusive, positions, read_json, unique
+from pipelines.sources.index import Record, Strings, group, inclusive, positions, read_json, unique
+from pipelines.sources.pictures import Pictures
 from pipelines.sources.spans import Spans, read_spans
 
 _WHAT = "a json file in MDETR's form (images with captions, annotations with tokens_positive)"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipelines.records import BadRecord, Example, Span, record_name
-from pipelines.sources.index import check_folder, first_usable, inclusive_corners, read_picture
+from pipelines.sources.index import inclusive_corners
 from pipelines.sources.lines import Lines
 from pipelines.sources.parts import (
   box,
@@ -25,6 +25,7 @@ from pipelines.sources.parts import (
   side,
   text,
 )
+from pipelines.sources.pictures import check_folder, first_usable, read_picture
 from pipelines.sources.spans import read_spans
 
 _SEPARATOR = " . "  # between phrases, as in that form's reader

@@ -17,8 +17,9 @@ import numpy as np
 
 from pipelines import images as pixels
 from pipelines.records import Example, record_name
-from pipelines.sources.index import Pictures, check_folder, group, inclusive_corners
+from pipelines.sources.index import group, inclusive_corners
 from pipelines.sources.parts import check_names, read_small_json
+from pipelines.sources.pictures import Pictures, check_folder
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _BOXES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")  # XMax comes before YMin

@@ -13,7 +13,8 @@ from pipelines import images as pixels
 from pipelines.masks import from_points
 from pipelines.records import Example, record_name
 from pipelines.sources import parts
-from pipelines.sources.index import Pictures, Places, inclusive, read_json
+from pipelines.sources.index import Places, inclusive, read_json
+from pipelines.sources.pictures import Pictures
 
 
 class PhraseCut:

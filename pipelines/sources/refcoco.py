@@ -15,7 +15,8 @@ import numpy as np
 
 from pipelines.masks import from_coco
 from pipelines.records import BadRecord, Example, record_name
-from pipelines.sources.index import Pictures, Places, Record, Strings, inclusive, positions, read_json, unique
+from pipelines.sources.index import Places, Record, Strings, inclusive, positions, read_json, unique
+from pipelines.sources.pictures import Pictures
 
 _LARGEST = 1 << 29  # bytes of a pickle; the published ones have some 40 MB
 

@@ -13,17 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.records import Example, record_name
-from pipelines.sources.index import (
-  Pictures,
-  Record,
-  Strings,
-  check_folder,
-  group,
-  inclusive,
-  positions,
-  read_json,
-  unique,
-)
+from pipelines.sources.index import Record, Strings, group, inclusive, positions, read_json, unique
+from pipelines.sources.pictures import Pictures, check_folder
 
 TASKS = ("detection", "grounding")
 _KEYS = {"detection": ("objects", ("x", "y", "w", "h")), "grounding": ("regions", ("x", "y", "width", "height"))}

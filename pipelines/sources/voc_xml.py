@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipelines.records import Example, record_name
-from pipelines.sources.index import Pictures, Strings, check_folder
+from pipelines.sources.index import Strings
 from pipelines.sources.parts import check_names, faults_as_bad_record
+from pipelines.sources.pictures import Pictures, check_folder
 
 _LARGEST = 1 << 24  # bytes of one annotation file
 _IMAGENET = re.compile(r"(?:n(?P<synset>\d{8})_|ILSVRC2012_val_)(?P<number>\d{1,8})")

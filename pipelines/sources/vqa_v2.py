@@ -9,7 +9,8 @@ from array import array
 import numpy as np
 
 from pipelines.records import BadRecord, Example, Question, record_name
-from pipelines.sources.index import Pictures, Record, Strings, positions, read_json, unique
+from pipelines.sources.index import Record, Strings, positions, read_json, unique
+from pipelines.sources.pictures import Pictures
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
 

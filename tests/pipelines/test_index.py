@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.records import BadRecord
 from pipelines.sources import index
+from pipelines.sources.pictures import Pictures
 
 
 @pytest.fixture(params=[1, 7, 1 << 20])
@@ -156,11 +157,11 @@ def test_group_and_inclusive():
 
 def test_pictures_are_files(tmp_path):
   (tmp_path / "a.jpg").write_bytes(b"xyz")
-  pictures = index.Pictures(tmp_path, ["a.jpg", "b.jpg", ".", "/dev/zero", "a\0b"])
-  assert index.Pictures.found(tmp_path, [["x"], ["a.jpg"], ["a.jpg", "b.jpg"]], [0]).names[0] == "a.jpg"
+  pictures = Pictures(tmp_path, ["a.jpg", "b.jpg", ".", "/dev/zero", "a\0b"])
+  assert Pictures.found(tmp_path, [["x"], ["a.jpg"], ["a.jpg", "b.jpg"]], [0]).names[0] == "a.jpg"
   assert pictures.read(0, "r") == b"xyz"
   for i in range(1, 5):
     with pytest.raises(BadRecord, match="missing_image"):
       pictures.read(i, "r")
   with pytest.raises(FileNotFoundError, match="none of the first 2 pictures exists.*check `images`"):
-    index.Pictures.found(tmp_path, [["a.jpg", "b", "c"], ["d", "e", "f"]], [1, 2])
+    Pictures.found(tmp_path, [["a.jpg", "b", "c"], ["d", "e", "f"]], [1, 2])
