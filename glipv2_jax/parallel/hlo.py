@@ -18,6 +18,8 @@ FREE = frozenset(
 )
 _SHAPE = re.compile(r"(pred|bf16|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|to_apply|called_computations)=\{?(%[\w.\-]+)")
+_PRODUCT = re.compile(r'custom_call_target="(__cublas\$(?:lt\$)?(?:gemm|matmul)|__cudnn\$conv[A-Z]\w*)"')
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%[\w.\-]+)")
 
 
@@ -46,6 +48,14 @@ class Instruction:
     """The computation of a fusion, call or loop body."""
     found = _CALLED.search(self.rest)
     return found[1] if found else None
+
+  @property
+  def product(self) -> str | None:
+    """What kind of matrix product or convolution this is; on GPUs many are calls of NVIDIA's libraries."""
+    if self.opcode == "custom-call":
+      found = _PRODUCT.search(self.rest)
+      return found[1] if found else None
+    return self.opcode if self.opcode in ("dot", "convolution") else None
 
   @property
   def collective(self) -> str | None:
@@ -159,6 +169,14 @@ class Program:
       for inner in self.computations[name].values():
         yield from self.inside(Use(inner, use.times, name))
 
+  def collectives(self, use: Use) -> Iterator[Use]:
+    """The collectives of a use. One of which many fusions do a piece each counts where it starts."""
+    for inner in self.inside(use):
+      if inner.instruction.collective:
+        piece = "chain_id=" in inner.instruction.rest
+        if not piece or any("AsyncCollectiveStart" in i.rest for i in self.computations[inner.computation].values()):
+          yield inner
+
   def trips(self, computation: str, loop: Instruction) -> int:
     """How often a loop runs. One whose bound is not a constant counts once and is listed in `unknown_loops`."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
@@ -214,15 +232,19 @@ class Program:
 
   def flops(self, use: Use) -> int:
     """Of the matrix products and convolutions of one run (2 per multiplication), padding and holes left out."""
-    products = (u for u in self.inside(use) if u.instruction.opcode in ("dot", "convolution"))
-    return sum(self._product(u.computation, u.instruction) for u in products)
+    return sum(self._product(u.computation, u.instruction) for u in self.inside(use) if u.instruction.product)
 
   def _product(self, computation: str, instruction: Instruction) -> int:
     lhs, rhs = (next(_arrays(self.computations[computation][name].shape))[1] for name in instruction.operands[:2])
     out = next(_arrays(instruction.shape))[1]
-    if instruction.opcode == "dot":
-      contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
-      return 2 * math.prod(out) * math.prod(lhs[int(i)] for i in contracted.split(",") if i)
+    contracted = _CONTRACTED.search(instruction.rest)
+    if contracted:
+      return 2 * math.prod(out) * math.prod(lhs[int(i)] for i in re.findall(r"\d+", contracted[1]))
+    # The gradients of a convolution are described as the convolution that they belong to.
+    if instruction.product == "__cudnn$convBackwardFilter":
+      rhs, out = out, rhs
+    elif instruction.product == "__cudnn$convBackwardInput":
+      lhs, out = out, lhs
     return _convolution(lhs, rhs, out, instruction.rest)
 
   # Where it comes from.

@@ -22,13 +22,16 @@ PARTS = (
   ("swin", ("models/swin.py", "models/glipv2.py:normalise_image")),
   ("fpn", ("models/fpn.py",)),
   ("tower_text", ("models/glipv2.py:TowerStage",)),
+  ("tower_loop", ("models/glipv2.py:GLIPv2.fuse",)),
   ("text", ("models/bert.py", "models/clip_text.py", "models/glipv2.py:GLIPv2.encode_text")),
   ("losses", ("losses/", "assign.py", "boxes.py", "train/objective.py")),
   ("update", ("train/optim.py", "train/step.py")),
 )
 OTHER = "other"
 # Custom calls that take no time of their own.
-_BOOKKEEPING = ("AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "X64Combine")
+_BOOKKEEPING = frozenset(
+  "AllocateBuffer ConcatBitcast Sharding SPMDFullToShardShape SPMDShardToFullShape X64Combine".split()
+)
 
 
 def part_of(trace: tuple[str, ...]) -> str:
@@ -43,10 +46,11 @@ def part_of(trace: tuple[str, ...]) -> str:
 def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
   """JSON-able report of one chip's share of a step. `model_flops`: what the step has to compute on this chip.
 
-  Seconds: the cycles, and for the instructions that have no estimate (gathers, scatters, sorts, foreign kernels; listed
-  under 'not_estimated') at least the time that their bytes take through the HBM. Collectives and asynchronous copies
-  are taken to run beside the computation; their bytes are listed. Of a condition the cheaper branch counts; 'at_most'
-  says what the dearer ones come to (places of the deformable convolution that leave their windows in every stage).
+  Seconds (None where the compiler estimates none, on GPUs): the cycles, and for the instructions that have no estimate
+  (gathers, scatters, sorts, foreign kernels; listed under 'not_estimated') at least the time that their bytes take
+  through the HBM. Collectives and asynchronous copies are taken to run beside the computation; their bytes are listed.
+  Of a condition the cheaper branch counts; 'at_most' says what the dearer ones come to (places of the deformable
+  convolution that leave their windows in every stage).
   """
   program = hlo.Program(text)
   uses = program.uses()
@@ -55,23 +59,23 @@ def profile(text: str, chip: Chip, model_flops: float) -> dict[str, Any]:
   collectives: dict[str, dict[str, int]] = {}
   for use in uses:
     flops[part_of(program.source(use))] += use.times * program.flops(use)
-    for inner in program.inside(use):
-      if kind := inner.instruction.collective:
-        size = program.collective_bytes(inner)
-        _count(collectives, kind, use.times, size)
-        if kind == "all-gather":
-          shape = re.sub(r"\{[^}]*\}", "", inner.instruction.shape)
-          gathered[part_of(program.source(use)), size, shape] += use.times
+    for inner in program.collectives(use):
+      kind, size = inner.instruction.collective, program.collective_bytes(inner)
+      _count(collectives, kind, use.times, size)
+      if kind == "all-gather":
+        shape = re.sub(r"\{[^}]*\}", "", inner.instruction.shape)
+        gathered[part_of(program.source(inner)), size, shape] += use.times
 
   def totals(cycles, floors):
     total, floor = sum(cycles.values()), round(sum(floors.values()))
-    return {"estimated_cycles": total, "floor_cycles": floor, "estimated_seconds": (total + floor) / chip.hertz}
+    seconds = (total + floor) / chip.hertz if chip.hertz else None
+    return {"estimated_cycles": total, "floor_cycles": floor, "estimated_seconds": seconds}
 
   found = totals(cycles, floors)
   seconds = found["estimated_seconds"]
   return {
     **found,
-    "mfu": model_flops / (seconds * chip.flops),
+    "mfu": model_flops / (seconds * chip.flops) if seconds else None,
     "at_most": totals(*_cycles(program, program.uses(costly=True), chip)[:2]),
     "flops": {"model": model_flops, "compiled": sum(flops.values())},
     "parts": {
@@ -96,7 +100,7 @@ def _cycles(program: hlo.Program, uses: list[hlo.Use], chip: Chip):
     part = part_of(program.source(use))
     if use.instruction.cycles is not None:
       cycles[part] += use.times * use.instruction.cycles
-    elif (kind := _silent_kind(program, use)) is not None:
+    elif chip.hertz and (kind := _silent_kind(program, use)) is not None:
       size = program.bytes_in(use) + hlo.shape_bytes(use.instruction.shape)
       _count(silent, kind, use.times, size)
       floors[part] += use.times * size / chip.bandwidth * chip.hertz
@@ -112,7 +116,7 @@ def _count(table: dict[str, dict[str, int]], kind: str, times: int, size: int) -
 def _silent_kind(program: hlo.Program, use: hlo.Use) -> str | None:
   """What to call work that the compiler gives no estimate for; None for scalars, bookkeeping and what runs beside."""
   instruction = use.instruction
-  if instruction.collective or instruction.opcode == "copy-start":
+  if instruction.collective or instruction.opcode in ("copy-start", "slice-start"):
     return None
   inside = {inner.instruction.opcode for inner in program.inside(use)}
   for kind in ("scatter", "gather", "sort"):

@@ -113,3 +113,71 @@ def test_shapes():
   assert hlo.shape_bytes("token[]") == 0
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.Program("something else")
+
+
+# What the compiler for GPUs leaves of a strided convolution with its gradients, and of a matrix product.
+GPU = """
+ENTRY %main (image: bf16[1,65,65,128]) -> bf16[1024,512] {
+  %image = bf16[1,65,65,128]{3,2,1,0} parameter(0)
+  %kernel = bf16[256,3,3,128]{3,2,1,0} parameter(1)
+  %grad = bf16[1,32,32,256]{3,2,1,0} parameter(2)
+  %cells = bf16[1024,256]{1,0} parameter(3)
+  %weight = bf16[256,512]{1,0} parameter(4)
+  %cudnn-conv = (bf16[1,32,32,256]{3,2,1,0}, u8[0]{0}) custom-call(%image, %kernel), window={size=3x3 stride=2x2}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %bw-filter = (bf16[256,3,3,128]{3,2,1,0}, u8[0]{0}) custom-call(%image, %grad), window={size=3x3 stride=2x2}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %bw-input = (bf16[1,65,65,128]{3,2,1,0}, u8[0]{0}) custom-call(%grad, %kernel), window={size=3x3 stride=2x2}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %sort = (bf16[1024,512]{1,0}, u8[0]{0}) custom-call(%cells), custom_call_target="__cub$DeviceRadixSort"
+  ROOT %gemm = (bf16[1024,512]{1,0}, s8[4194304]{0}) custom-call(%cells, %weight), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""  # noqa: E501
+
+
+def test_products_in_the_libraries_of_gpus():
+  program = hlo.Program(GPU)
+  convolution = 2 * 32 * 32 * 256 * 9 * 128
+  found = {use.instruction.name: program.flops(use) for use in program.uses()}
+  assert found == {
+    "%cudnn-conv": convolution,
+    "%bw-filter": convolution,
+    "%bw-input": convolution,
+    "%sort": 0,
+    "%gemm": 2 * 1024 * 256 * 512,
+  }
+
+
+# An asynchronous all-gather of the TPU compiler: begun, taken further inside of a product, done; a prefetch in slices.
+ASYNC = """
+%start (words: f32[1,8]) -> (f32[1,8], f32[4,8], u32[]) {
+  %words = f32[1,8]{1,0} parameter(0)
+  %all-gather.1 = f32[4,8]{1,0} all-gather(%words), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %begun = (f32[1,8]{1,0}, f32[4,8]{1,0}, u32[]) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%product (lhs: bf16[8,16], rhs: bf16[16,32], words: f32[1,8]) -> (bf16[8,32], f32[4,8]) {
+  %lhs = bf16[8,16]{1,0} parameter(0)
+  %rhs = bf16[16,32]{1,0} parameter(1)
+  %words = f32[1,8]{1,0} parameter(2)
+  %convolution.1 = bf16[8,32]{1,0} convolution(%lhs, %rhs), dim_labels=bf_io->bf
+  %all-gather.2 = f32[4,8]{1,0} all-gather(%words), channel_id=1, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %both = (bf16[8,32]{1,0}, f32[4,8]{1,0}) tuple(%convolution.1, %all-gather.2)
+}
+
+ENTRY %main (x: bf16[8,16], w: bf16[16,32], words: f32[1,8]) -> (bf16[8,32], f32[4,8]) {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %w = bf16[16,32]{1,0} parameter(1)
+  %words = f32[1,8]{1,0} parameter(2)
+  %begin = (f32[1,8]{1,0}, f32[4,8]{1,0}, u32[]) fusion(%words), kind=kCustom, calls=%start
+  %half = ((bf16[16,32]{1,0}), bf16[8,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:8], [0:32]}
+  %half-done = bf16[8,32]{1,0:S(1)} slice-done(%half)
+  %whole = bf16[16,32]{1,0:S(1)} custom-call(%half-done, %half-done), custom_call_target="ConcatBitcast"
+  ROOT %step = (bf16[8,32]{1,0}, f32[4,8]{1,0}) fusion(%x, %whole, %words), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"40"}
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_pieces_count_once():
+  found = profile.profile(ASYNC, CHIP, model_flops=1.0)
+  assert found["collectives"] == {"all-gather": {"count": 1, "bytes": 4 * 8 * 4}}
+  assert [row["count"] for row in found["all_gathers"]] == [1]
+  assert found["estimated_cycles"] == 40 and found["flops"]["compiled"] == 2 * 8 * 16 * 32
+  assert "slice-start" not in found["not_estimated"] and "ConcatBitcast" not in found["not_estimated"]
