@@ -41,7 +41,8 @@ class DetectionHead(nnx.Module):
     cells = [x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32) for x in levels]
     counts = [x.shape[1] for x in cells]
     x = jnp.concatenate(cells, 1)
-    scale = jnp.repeat(self.scales[...], np.array(counts), total_repeat_length=sum(counts))
+    # Not jnp.repeat: of its running sum over all cells the compiler for GPUs works out every term, for minutes.
+    scale = jnp.concatenate([jnp.broadcast_to(scale, n) for scale, n in zip(self.scales[...], counts, strict=True)])
     return Outputs(
       token_logits=self.token_logits(x, words) if self.with_text else self.cls_logits(x),
       deltas=self.bbox_pred(x) * scale[:, None],

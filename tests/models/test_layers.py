@@ -9,7 +9,7 @@ import pytest
 
 from glipv2_jax.models.dyhead import Segments, bilinear
 from glipv2_jax.models.fpn import drop_block, nearest
-from glipv2_jax.models.layers import Keys, LayerNorm, Linear, drop_path, dropout, gelu, l2_normalise
+from glipv2_jax.models.layers import Keys, LayerNorm, Linear, drop_path, dropout, gelu, l2_normalise, random_words
 from glipv2_jax.models.swin import partition, relative_position_index, shift_regions, unpartition
 
 
@@ -50,6 +50,42 @@ def test_random_layers_keep_the_mean_and_obey_none():
     assert abs(y.mean() - 1) < 0.05 and np.allclose(np.unique(y.round(4)), [0, 1 / 0.7], atol=1e-3)
   rows = np.asarray(drop_path(x, 0.3, key))
   assert (rows == rows[:, :1]).all()  # whole examples
+
+
+def test_random_words_are_the_keyed_hash_of_their_place():
+  """Against whole numbers of Python, place by place."""
+  key, shape, mask = jax.random.key(5), (2, 3, 4, 5), 2**32 - 1
+  a, b = np.asarray(jax.random.bits(key, (2, 2), jnp.uint32)).tolist()
+  words = np.asarray(random_words(key, shape))
+  for example in range(2):
+    for place, word in enumerate(words[example].ravel().tolist()):
+      x = place ^ a[example]
+      x = (x ^ x >> 16) * 0x21F0AAAD & mask ^ b[example]
+      x = (x ^ x >> 15) * 0x735A2D97 & mask
+      assert word == x ^ x >> 15
+
+
+def test_random_words_look_random():
+  """Shares of every bit, and correlations of masks of other keys, other examples and neighbours, in units of sigma."""
+  words = np.concatenate([np.asarray(random_words(jax.random.key(k), (16, 64, 64))) for k in range(8)])
+  n = words.size
+  for bit in range(32):
+    assert abs((words >> bit & 1).mean() - 0.5) < 4.5 * 0.5 / math.sqrt(n)
+  for rate in (0.1, 0.5):
+    keep = (words >= np.uint32(rate * 2**32)).astype(np.float64)
+    assert abs(keep.mean() - (1 - rate)) < 4.5 * math.sqrt(rate * (1 - rate) / n)
+    z = (keep - (1 - rate)) / math.sqrt(rate * (1 - rate))
+    for near in (z[:, :, 1:] * z[:, :, :-1], z[:, 1:] * z[:, :-1]):
+      assert abs(near.mean()) < 4.5 / math.sqrt(n)
+    pairs = np.corrcoef(z.reshape(128, -1))[np.triu_indices(128, 1)] * 64
+    assert np.abs(pairs).max() < 5.2 and abs(pairs.std() - 1) < 0.05
+
+
+def test_random_words_are_the_same_on_any_mesh():
+  key, shape = jax.random.key(1), (8, 6, 5)
+  mesh = jax.make_mesh((8,), ("data",))
+  sharded = jax.jit(lambda key: random_words(key, shape), out_shardings=jax.NamedSharding(mesh, jax.P("data")))
+  np.testing.assert_array_equal(sharded(key), random_words(key, shape))
 
 
 def test_drop_block_drops_blocks_of_all_channels():
