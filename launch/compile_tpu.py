@@ -7,7 +7,9 @@ The step is that of `glipv2 train`: all losses, optimizer, running average, the 
 (--config.train.fsdp=16), its compute dtype and remat, its largest canvas. --images=N is the batch of every chip, 1 by
 default; --config.data.batch is not used. --sweep doubles it until the memory does not suffice, then finds the largest
 that does in between; every size that is done is kept in --out, and the same command goes on from there.
---save=step.txt also writes the compiled program. Needs the extra `tpu` (libtpu); one compilation takes minutes.
+--save=step.txt also writes the compiled program. Needs the extra `tpu` (libtpu); one compilation takes half an hour of
+a core and 13 GB, with --config.model.loop=True. --effort=-1 (of -1 to 1) lets the compiler off its search for good
+kernels and takes minutes: memory and collectives are about the same, cycles several times as many.
 
 The report, JSON:
   memory             bytes per chip: arguments, outputs, temporaries, peak, and the limit of the chip
@@ -99,6 +101,8 @@ def report(experiment: Experiment, topology: str, images: int, save: pathlib.Pat
     "batch": images * mesh.devices.size,
     "compute_dtype": experiment.model.compute_dtype,
     "remat": experiment.model.remat,
+    "deform": experiment.model.deform,
+    "effort": jax.config.jax_exec_time_optimization_effort,
     "jax": jax.__version__,
   }
   begin = time.monotonic()
@@ -177,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags.DEFINE_string("out", None, "file of the report", flag_values=values)
   flags.DEFINE_integer("images", 1, "images per chip", lower_bound=1, flag_values=values)
   flags.DEFINE_bool("sweep", False, "find the largest number of images that fits", flag_values=values)
+  flags.DEFINE_float("effort", 0.0, "of the compiler", lower_bound=-1.0, upper_bound=1.0, flag_values=values)
   flags.DEFINE_string("save", None, "file for the compiled program", flag_values=values)
   try:
     values(arguments)
@@ -185,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise app.UsageError(f"--{name} is needed; see `glipv2 compile-tpu --help`")
     experiment = from_tree(config.value.to_dict())
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_exec_time_optimization_effort", values.effort)
     out = pathlib.Path(values.out)
     if values.sweep:
       sweep(experiment, values.topology, out)
