@@ -9,7 +9,7 @@ default; --config.data.batch is not used. --sweep doubles it until the memory do
 that does in between; every size that is done is kept in --out, and the same command goes on from there.
 --save=step.txt also writes the compiled program. Needs the extra `tpu` (libtpu); one compilation takes half an hour of
 a core and 13 GB, with --config.model.loop=True. --effort=-1 (of -1 to 1) lets the compiler off its search for good
-kernels: it takes a third of the time (12 minutes for B), and the cycles are those of kernels up to five times slower.
+kernels: 12 minutes for B, and the cycles are those of slow kernels (two to nine times as slow in one MLP).
 
 The report, JSON:
   memory             bytes per chip: arguments, outputs, temporaries, peak, and the limit of the chip
