@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(variant: str, canvas: tuple[int, int], batch: int, repeat: int) -> dict:
   """The report of one variant; times are medians in seconds."""
   flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags
-  run = _experiment(variant, canvas, batch)
+  run = experiment_of(variant, canvas, batch)
   task = objective.grounding(run.model, run.loss)
   mesh = make_mesh(devices=jax.devices()[:1])
   optimizer = optim.make_optimizer(
@@ -129,9 +129,10 @@ def measure(variant: str, canvas: tuple[int, int], batch: int, repeat: int) -> d
   }
 
 
-def _experiment(variant: str, canvas: tuple[int, int], batch: int) -> experiment.Experiment:
+def experiment_of(variant: str, canvas: tuple[int, int], batch: int, **model) -> experiment.Experiment:
+  """Training on embedded pictures of one canvas, in float32; `model`: other fields of ModelConfig."""
   config = demo.get_config() if variant == "demo" else pretrain.get_config("t,debug")
-  config.model.compute_dtype = "float32"
+  config.model.update({"compute_dtype": "float32", **model})
   config.data.canvases = (canvas,)
   config.data.batch = batch
   for source in config.data.sources.values():

@@ -80,21 +80,33 @@ def deform_convs(
     added = []
     for total, target, (dy, dx, mask, weights) in zip(totals, where, parts, strict=True):
       sampled = sample(cells, target, target.row + i + dy, target.column + j + dx, mask)
-      added.append(total + product(sampled.astype(cells.dtype), weights))
+      added.append(total + product(sampled, weights))
     return added, None
 
   totals = [jnp.broadcast_to(bias, (cells.shape[0], len(part), *bias.shape)) for part, bias in zip(where, biases)]
   return jax.lax.scan(visit, totals, (i, j, list(zip(*by_tap, weights, strict=True))))[0]
 
 
+@jax.custom_vjp
 def product(x: jax.Array, weights: jax.Array) -> jax.Array:
-  """b p c by c o -> b p o float32, with the leading axes merged for the sake of the gradient (see layers.Linear)."""
+  """b p c by c o -> b p o float32, with the leading axes merged for the sake of the gradient (see layers.Linear), whose
+  products are of the dtype of the arguments too."""
   merged = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=jnp.float32)
   return merged.reshape(*x.shape[:-1], -1)
 
 
+def _product_backward(saved, g):
+  x, weights = saved
+  g = g.astype(x.dtype).reshape(-1, g.shape[-1])
+  to_x = jnp.matmul(g, weights.T, preferred_element_type=x.dtype).reshape(x.shape)
+  return to_x, jnp.matmul(x.reshape(-1, x.shape[-1]).T, g, preferred_element_type=jnp.float32).astype(weights.dtype)
+
+
+product.defvjp(lambda x, weights: (product(x, weights), (x, weights)), _product_backward)
+
+
 def sample(cells: jax.Array, where: Places, y: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
-  """The source maps at y, x (b p float32, in cells), bilinear with zeros outside, times mask (b p) -> b p c float32."""
+  """The source maps at y, x (b p float32, in cells), bilinear with zeros outside, times mask (b p) -> b p c."""
   indices, weights, top, left = [], [], jnp.floor(y), jnp.floor(x)
   for row in (top, top + 1):
     for column in (left, left + 1):
@@ -107,8 +119,10 @@ def sample(cells: jax.Array, where: Places, y: jax.Array, x: jax.Array, mask: ja
 
 @jax.custom_vjp
 def blend(cells: jax.Array, indices: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
-  """Sum over k of the rows indices[k] (b p) of cells (b n c), times weights[k] (b p) -> b p c float32."""
-  return sum(take_rows(cells, at).astype(jnp.float32) * w[..., None] for at, w in zip(indices, weights, strict=True))
+  """Sum over k of the rows indices[k] (b p) of cells (b n c), times weights[k] (b p float32) -> b p c, summed in float32
+  and rounded to the dtype of cells."""
+  parts = (take_rows(cells, at).astype(jnp.float32) * w[..., None] for at, w in zip(indices, weights, strict=True))
+  return sum(parts).astype(cells.dtype)
 
 
 def take_rows(cells: jax.Array, at: jax.Array) -> jax.Array:
@@ -121,14 +135,16 @@ def _blend_forward(cells, indices, weights):
 
 
 def _blend_backward(saved, g):
-  """All rows are added into one array, in turn; the derived gradient would fill and add up one for each k."""
+  """All rows are added into one array, in turn; the derived gradient would fill and add up one for each k. The array is
+  float32: GPUs add bfloat16 numbers in memory many times slower."""
   cells, indices, weights = saved
-  to_cells = jnp.zeros_like(cells)
+  g = g.astype(jnp.float32)
+  to_cells = jnp.zeros(cells.shape, jnp.float32)
   for at, w in zip(indices, weights, strict=True):
-    part = (g * w[..., None]).astype(cells.dtype)
+    part = g * w[..., None]
     to_cells = jax.vmap(lambda one, at, part: one.at[at].add(part, mode="promise_in_bounds"))(to_cells, at, part)
   to_weights = [jnp.sum(g * take_rows(cells, at).astype(jnp.float32), -1) for at in indices]
-  return to_cells, None, to_weights
+  return to_cells.astype(cells.dtype), None, to_weights
 
 
 blend.defvjp(_blend_forward, _blend_backward)

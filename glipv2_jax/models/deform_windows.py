@@ -18,7 +18,7 @@ and only if there are any, the plain form adds what they contribute: the result 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,6 @@ class Reader:
   @property
   def tile(self) -> tuple[int, int]:
     return SIZE // self.stride, SIZE // self.stride
-
-
-def form(name: str) -> Callable[..., list[jax.Array]]:
-  """The function of a `ModelConfig.deform`."""
-  return {"gather": deform.deform_convs, "windows": deform_convs}[name]
 
 
 def readers(where: Sequence[Places]) -> list[Reader]:

@@ -11,13 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.models import deform_windows
+from glipv2_jax.models import deform, deform_columns, deform_windows
 from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, places
 from glipv2_jax.models.layers import Linear, conv, hard_sigmoid, normal_01, ones, zeros
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import HeadConfig
 
 EPSILON = 1e-5
+FORMS = {  # of the deformable convolution, by `ModelConfig.deform`
+  "gather": deform.deform_convs,
+  "windows": deform_windows.deform_convs,
+  "columns": deform_columns.deform_convs,
+}
 
 
 def reinterpret(values: jax.Array, h: int, w: int, size=None, coarse_size=None) -> jax.Array:
@@ -197,8 +202,7 @@ class DyConv(nnx.Module):
     kernels = [branch.conv.kernel[...].astype(self.dtype) for branch in self.branches]
     offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
     biases = [branch.conv.bias[...] for branch in self.branches]
-    deform_convs = deform_windows.form(self.deform)
-    branches = deform_convs(cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
+    branches = FORMS[self.deform](cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
     return [
       maps.standardise(y, self.groups) * branch.norm.scale[...] + branch.norm.bias[...]
       for y, maps, branch in zip(branches, segments, self.branches, strict=True)

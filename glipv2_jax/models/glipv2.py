@@ -54,7 +54,7 @@ class TowerStage(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, dtype, rngs: nnx.Rngs):
     self.fused = cfg.head.fusion
     if self.fused:
-      self.fusion = BiAttention(cfg.head, cfg.text.width, dtype=dtype, rngs=rngs)
+      self.fusion = BiAttention(cfg.head, cfg.text.width, dtype=dtype, rngs=rngs, form=cfg.fusion)
       if cfg.text.kind == "bert":
         self.text_layer = BertLayer(cfg.text, limited=True, dtype=dtype, rngs=rngs)
       else:

@@ -169,8 +169,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """b ...: each number is zero with probability `rate`, the others are divided by 1 - rate."""
   if key is None or rate == 0.0:
     return x
-  keep = random_words(key, x.shape) >= np.uint32(round(rate * 2**32))
-  return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+  return jnp.where(kept(random_words(key, x.shape), rate), x / (1 - rate), jnp.zeros_like(x))
+
+
+def kept(words: jax.Array, rate: float) -> jax.Array:
+  """Whether a number with these random bits stays."""
+  return words >= np.uint32(round(rate * 2**32))
 
 
 def random_words(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -178,17 +182,25 @@ def random_words(key: jax.Array, shape: Sequence[int]) -> jax.Array:
 
   `jax.random.bits` takes over a hundred operations for a word, several times what is left of an attention map that it
   thins out (and the map is made again in the backward pass, with its words); this takes about twelve. Like those, the
-  words do not depend on how the array is sharded. The hash is a permutation of 32 bits by two rounds of xor-shift and
-  multiplication; its constants are those with the least bias found by the hash-prospector project (16 21f0aaad 15
-  735a2d97 15).
+  words do not depend on how the array is sharded.
   """
-  words = jax.random.bits(key, (2, shape[0], *[1] * (len(shape) - 1)), jnp.uint32)
   strides = np.cumprod([1, *shape[:0:-1]], dtype=np.uint32)[::-1]
-  x = jnp.zeros((), jnp.uint32)
+  places = jnp.zeros((), jnp.uint32)
   for axis in range(1, len(shape)):
-    x += jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis) * strides[axis]
-  x = x ^ words[0]
-  x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD) ^ words[1]
+    places += jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis) * strides[axis]
+  return scrambled(places, dropout_seeds(key, shape[0]).reshape(2, -1, *[1] * (len(shape) - 1)))
+
+
+def dropout_seeds(key: jax.Array, b: int) -> jax.Array:
+  """2 b uint32: two words for every example."""
+  return jax.random.bits(key, (2, b), jnp.uint32)
+
+
+def scrambled(places: jax.Array, seeds: Sequence[jax.Array]) -> jax.Array:
+  """A permutation of the uint32 by two rounds of xor-shift and multiplication, keyed by two words. Its constants are
+  those with the least bias found by the hash-prospector project (16 21f0aaad 15 735a2d97 15)."""
+  x = places ^ seeds[0]
+  x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD) ^ seeds[1]
   x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
   return x ^ (x >> 15)
 

@@ -6,7 +6,8 @@ Numbers: reference 1.1 (GLIP A, B, C, L), 11.5 (GLIPv2 T, B, H).
 import dataclasses
 
 REMAT = ("swin", "text", "dyconv")
-DEFORM = ("gather", "windows")
+DEFORM = ("gather", "windows", "columns")
+FUSION = ("heads", "kernels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ class ModelConfig:
   # Options that are not part of the network's identity; launch code replaces them.
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
   mask_padding: bool = False  # True: padded pixels and cells take no part (not checkpoint-exact with the authors)
-  deform: str = "gather"  # deformable convolution by 'gather' (deform.py) or 'windows' (deform_windows.py)
+  deform: str = "gather"  # form of the deformable convolution: 'gather' for CPUs, 'windows' for TPUs, 'columns' for GPUs
+  fusion: str = "heads"  # form of the fusion: 'heads', one after the other, or 'kernels' for NVIDIA GPUs
   loop: bool = False  # equal layers as loops of the program: compiles in a fraction of the time, copies parameters
   remat: tuple[str, ...] = ()  # parts of REMAT recomputed in the backward pass (fusion.py always does it)
 
@@ -83,8 +85,11 @@ class ModelConfig:
     unknown = sorted(set(self.remat) - set(REMAT))
     if unknown:
       raise ValueError(f"model.remat names unknown parts {unknown}; known: {', '.join(REMAT)}")
-    if self.deform not in DEFORM:
-      raise ValueError(f"model.deform is {self.deform!r}; known: {', '.join(DEFORM)}")
+    for name, known in (("deform", DEFORM), ("fusion", FUSION)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"model.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+    if self.fusion == "kernels" and self.max_tokens & (self.max_tokens - 1):
+      raise ValueError(f"model.fusion='kernels' needs a power of two as max_tokens, not {self.max_tokens}; use 'heads'")
 
 
 BERT_BASE = TextConfig(kind="bert", vocab_size=30522, width=768, layers=12, heads=12, mlp_dim=3072, positions=512)

@@ -81,7 +81,7 @@ def _tpus(topology: str):
 
 
 def _gpus(topology: str):
-  if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+  if all(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") is None for version in (12, 13)):
     raise ImportError('compiling for GPUs needs JAX\'s plugin for them: pip install -e ".[cuda]" (no GPU is needed)')
   hosts = topology.split(":")[1]
   hosts = hosts if "x" in hosts else f"1x{hosts}"

@@ -1,11 +1,12 @@
-"""The matrix form of the deformable convolution against the plain one: values and gradients, near, far and outside."""
+"""The forms for TPUs and GPUs of the deformable convolution against the plain one: values and gradients, near, far and
+outside."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glipv2_jax.models import deform, deform_windows
+from glipv2_jax.models import deform, deform_columns, deform_windows
 from glipv2_jax.models.deform import concatenate, places
 from glipv2_jax.parallel import hlo
 from glipv2_jax.parallel.mesh import batch_sharding, make_mesh, replicated
@@ -28,8 +29,9 @@ def inputs(reach, c=3, o=4, b=2):
   return jax.tree.map(jnp.float32, (cells, offset, mask, list(kernels), list(r.normal(size=(3, o)))))
 
 
+@pytest.mark.parametrize("other", [deform_windows.deform_convs, deform_columns.deform_convs], ids=["windows", "columns"])
 @pytest.mark.parametrize("reach,least,most", [(2.5, 0.001, 0.1), (20.0, 0.05, 1)])
-def test_equals_the_plain_form_forward_and_backward(reach, least, most):
+def test_equals_the_plain_form_forward_and_backward(reach, least, most, other):
   """Offsets that sometimes leave the windows, and that mostly leave the map."""
   arguments = inputs(reach)
   far = deform_windows.beyond(concatenate(WHERE), arguments[1]).mean()
@@ -43,7 +45,7 @@ def test_equals_the_plain_form_forward_and_backward(reach, least, most):
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)).lower(*arguments)
     return program.compile(compiler_options=RUN_ONCE)(*arguments)
 
-  plain, ours = value_and_gradient(deform.deform_convs), value_and_gradient(deform_windows.deform_convs)
+  plain, ours = value_and_gradient(deform.deform_convs), value_and_gradient(other)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(ours), strict=True):
     np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(a).max()))
 
@@ -66,11 +68,6 @@ def test_readers_find_the_maps_again():
   assert deform_windows.readers([places((1, 1), 1, (1, 1), 0)])[0].stride == 1
   assert deform_windows.readers([places((1, 4), 2, (2, 7), 0)])[0].shape == (1, 4)
   assert deform_windows.readers([places((4, 1), 2, (7, 2), 0)])[0].stride == 2
-
-
-def test_the_configuration_decides():
-  assert deform_windows.form("gather") is deform.deform_convs
-  assert deform_windows.form("windows") is deform_windows.deform_convs
 
 
 def test_on_a_mesh_every_device_works_alone():

@@ -1,13 +1,15 @@
 """The fusion never projects the cells; here the six products of reference 4.2 are written out, in NumPy float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from glipv2_jax.models import fusion
-from glipv2_jax.models.layers import Keys
+from glipv2_jax.models import fusion, fusion_kernels
+from glipv2_jax.models.layers import Keys, fold, kept, random_words
 from glipv2_jax.models.variants import HeadConfig
 
 B, N, M, D, E, HEADS = 2, 23, 7, 8, 10, 3
@@ -16,13 +18,18 @@ WORDS_VALID = np.arange(M) < np.array([[4], [M]])
 CELLS_VALID = np.arange(N) < np.array([[N], [15]])
 
 
-@pytest.fixture(scope="module")
-def layer():
-  """Definition and parameters: random everywhere, also the biases, and large enough for peaked attention."""
-  module = fusion.BiAttention(CFG, E, dtype=jnp.float32, rngs=Keys(jax.random.key(0)))
+@pytest.fixture(scope="module", params=["heads", "kernels"])
+def layer(request):
+  """Definition and parameters: random everywhere, also the biases, and large enough for peaked attention. The kernels
+  are interpreted."""
+  module = fusion.BiAttention(CFG, E, dtype=jnp.float32, rngs=Keys(jax.random.key(0)), form=request.param)
   definition, params = nnx.split(module)
   rng = np.random.default_rng(0)
-  return definition, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), nnx.to_pure_dict(params))
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), nnx.to_pure_dict(params))
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("weigh", "weigh_backward"):
+      patch.setattr(fusion_kernels, name, functools.partial(getattr(fusion_kernels, name), interpret=True))
+    yield definition, params
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +79,21 @@ def test_equals_the_six_products(layer, inputs, cells_valid):
     np.testing.assert_allclose(ours, want, atol=2e-5 * np.abs(want).max())
 
 
-def test_gradients_equal_those_of_the_six_products(layer, inputs):
+def test_dropout_drops_probabilities(layer, inputs):
+  """Where the authors put it: on the probabilities, after the softmax."""
+  definition, params = layer
+  key = jax.random.key(3)
+  ours = call(definition, params, *inputs, key=key)
+  exact = jax.tree.map(lambda x: x.astype(np.float64), (params, *inputs))
+  for mine, want in zip(ours, plain(*exact, None, *factors(key)), strict=True):
+    np.testing.assert_allclose(mine, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["evaluation", "dropout"])
+def test_gradients_equal_those_of_the_six_products(layer, inputs, key):
   definition, params = layer
   weights = [np.random.default_rng(2).normal(size=x.shape) for x in inputs]
+  factor = (1.0, 1.0) if key is None else tuple(factors(key))
 
   def total(function):
     def loss(params, cells, words):
@@ -82,29 +101,31 @@ def test_gradients_equal_those_of_the_six_products(layer, inputs):
 
     return jax.jit(jax.grad(loss, (0, 1, 2)))(params, *inputs)
 
-  ours = total(lambda *args: call(definition, *args, CELLS_VALID))
-  want = total(lambda *args: plain(*args, CELLS_VALID, xp=jnp))
+  ours = total(lambda *args: call(definition, *args, CELLS_VALID, key))
+  want = total(lambda *args: plain(*args, CELLS_VALID, *factor, xp=jnp))
   for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, atol=3e-5 * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
 
 
-def test_dropout_drops_probabilities(layer, inputs, monkeypatch):
-  """The same draws, put where the authors put them: on the probabilities, after the softmax."""
+def test_an_example_without_words_or_cells_has_finite_gradients(layer, inputs):
+  """Padding rows of a batch: nothing is valid, every softmax is over equal scores, and no score gets a gradient."""
   definition, params = layer
-  rng = np.random.default_rng(3)
-  kept = {axis: 2.0 * (rng.random((HEADS, B, N, M)) < 0.5).astype(np.float32) for axis in (0, 1)}
 
-  def drop(x, rate, key):
-    axis, head = key
-    return x * jnp.asarray(kept[axis])[head]
+  def loss(params, cells, words):
+    nothing = np.zeros((B, M), bool), np.zeros((B, N), bool)
+    v, l = nnx.merge(definition, params)(cells, words, *nothing, jax.random.key(0))
+    return jnp.sum(v * v) + jnp.sum(l * l)
 
-  monkeypatch.setattr(fusion, "dropout", drop)
-  monkeypatch.setattr(fusion, "fold", lambda key, i: (*key, i))
-  ours = call(definition, params, *inputs, key=())
-  factors = (kept[axis].swapaxes(0, 1) for axis in (0, 1))
-  exact = jax.tree.map(lambda x: x.astype(np.float64), (params, *inputs))
-  for mine, want in zip(ours, plain(*exact, None, *factors), strict=True):
-    np.testing.assert_allclose(mine, want, atol=2e-5 * np.abs(want).max())
+  to_params, *rest = jax.jit(jax.grad(loss, (0, 1, 2)))(params, *inputs)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((to_params, rest)))
+  assert not np.any(to_params["l_proj"]["kernel"]) and not np.any(to_params["v_proj"]["kernel"])
+
+
+def factors(key):
+  """b k n m of both directions: 2 where the dropout of rate 0.5 keeps a number, 0 elsewhere."""
+  for way in range(2):
+    words = [random_words(fold(fold(key, way), head), (B, N, M)) for head in range(HEADS)]
+    yield 2.0 * np.stack([np.asarray(kept(x, 0.5)) for x in words], 1).astype(np.float32)
 
 
 def test_scores_of_one_head_at_a_time():
