@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--model", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of ModelConfig")
   parser.add_argument("--repeat", type=int, default=10)
   parser.add_argument("--out", type=pathlib.Path)
-  parser.add_argument("--save", type=pathlib.Path, help="folder for the compiled text and the times of its instructions")
+  parser.add_argument("--save", type=pathlib.Path, help="folder for the program and its times")
   options = parser.parse_args(argv)
   fields = {name: json.loads(value) for name, value in (field.split("=", 1) for field in options.model)}
   flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags
@@ -118,6 +118,7 @@ def measure(variant, canvas, batch, fields, repeat, rate, save) -> dict:
   seconds, useful = statistics.median(times), model_flops(run) * batch
   flops = sum(use.times * parsed.flops(use) for use in parsed.uses())
   parts = by_part(parsed, instructions)
+  parts["idle"] = profiled - sum(parts.values())
   return {
     "fits": True,
     "loss": loss,
@@ -131,7 +132,7 @@ def measure(variant, canvas, batch, fields, repeat, rate, save) -> dict:
     "temporary_gib": round(analysis.temp_size_in_bytes / 2**30, 3),
     "argument_gib": round(analysis.argument_size_in_bytes / 2**30, 3),
     "peak_gib": round(stats["peak_bytes_in_use"] / 2**30, 3) if stats else None,
-    "parts": {name: round(part, 5) for name, part in parts.items()} | {"idle": round(profiled - sum(parts.values()), 5)},
+    "parts": {name: round(part, 5) for name, part in parts.items()},
   }
 
 

@@ -47,6 +47,7 @@ def base() -> config_dict.ConfigDict:
   c.model.compute_dtype = "bfloat16"
   c.model.mask_padding = False
   c.model.deform = "gather"
+  c.model.fusion = "heads"
   c.model.loop = False
   c.model.remat = ("dyconv",)
   c.model.mlm = False  # the head of L_mlm

@@ -102,6 +102,7 @@ def report(experiment: Experiment, topology: str, images: int, save: pathlib.Pat
     "compute_dtype": experiment.model.compute_dtype,
     "remat": experiment.model.remat,
     "deform": experiment.model.deform,
+    "fusion": experiment.model.fusion,
     "effort": jax.config.jax_exec_time_optimization_effort,
     "jax": jax.__version__,
   }

@@ -6,7 +6,8 @@
 #
 # GPUS: the devices to use, numbers as in nvidia-smi (all). MEMORY: the part of their memory that JAX may take (0.92).
 # Restarts and exit statuses: restart.sh. The batch is split over all devices; parameters too with
-# --config.train.fsdp=N. pip install -e ".[cuda]" brings a JAX that knows GPUs.
+# --config.train.fsdp=N. pip install -e ".[cuda]" brings a JAX that knows GPUs. The forms for them:
+# --config.model.deform=columns --config.model.fusion=kernels (see "On one GPU" in README.md).
 set -eu
 
 if [ $# -eq 0 ]; then

@@ -14,9 +14,8 @@ ALLOWED = {
   "glipv2_jax": (),  # schema, boxes, anchors, assign: the geometry at the bottom
   "glipv2_jax.anchors": ("glipv2_jax.boxes",),
   "glipv2_jax.assign": ("glipv2_jax.boxes", "glipv2_jax.anchors"),
-  "glipv2_jax.models": ("glipv2_jax.schema", "glipv2_jax.models"),
-  # on a mesh it goes over the devices that share the batch
-  "glipv2_jax.models.deform_windows": ("glipv2_jax.models", "glipv2_jax.parallel.mesh"),
+  # on a mesh activations stay with the devices that share the batch
+  "glipv2_jax.models": ("glipv2_jax.schema", "glipv2_jax.models", "glipv2_jax.parallel.mesh"),
   "glipv2_jax.losses": (
     "glipv2_jax.schema",
     "glipv2_jax.boxes",

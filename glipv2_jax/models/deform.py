@@ -119,8 +119,8 @@ def sample(cells: jax.Array, where: Places, y: jax.Array, x: jax.Array, mask: ja
 
 @jax.custom_vjp
 def blend(cells: jax.Array, indices: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
-  """Sum over k of the rows indices[k] (b p) of cells (b n c), times weights[k] (b p float32) -> b p c, summed in float32
-  and rounded to the dtype of cells."""
+  """Sum over k of the rows indices[k] (b p) of cells (b n c), times weights[k] (b p float32) -> b p c, in the dtype of
+  cells, but summed in float32."""
   parts = (take_rows(cells, at).astype(jnp.float32) * w[..., None] for at, w in zip(indices, weights, strict=True))
   return sum(parts).astype(cells.dtype)
 

@@ -77,7 +77,8 @@ class BiAttention(nnx.Module):
       answers = product("kbmh,khd->bkmd", l_values, out).astype(dtype)
       bias = product("kh,kbmh->bkm", query_bias, keys)
       arrays = narrow, to_scores, bias, answers, words_valid, cells_valid, seeds
-      more, collected, share = of_every_device(functools.partial(attend, self.form, self.rate), *arrays)
+      own = functools.partial(attend, self.form, self.rate)
+      more, collected, share = (of_every_device(own) if self.form == "kernels" else own)(*arrays)
       return v_delta + more, (jnp.moveaxis(collected, 1, 0), jnp.moveaxis(share, 1, 0))
 
     by_head = keys, query_kernel, query_bias, l_values, out, seeds
@@ -108,7 +109,7 @@ def _attend_forward(form, rate, *arrays):
   between = fusion_kernels.weigh if form == "kernels" else weigh
   raw = product("bnd,bdkm->bnkm", cells, to_scores)
   rate = 0.0 if conditions[-1] is None else rate
-  over_words, over_cells, sums, share = between(rate, LIMIT, cells.dtype, raw, bias, *conditions)
+  over_words, over_cells, sums, share = between(rate, LIMIT, cells.dtype, raw, bias, conditions)
   heard = product("bnkm,bkmd->bnd", over_words, answers)
   collected = product("bnkm,bnd->bkmd", over_cells, cells) / sums[-1][..., None]
   share = share / sums[-1]
@@ -127,9 +128,8 @@ def _attend_backward(form, rate, saved, gradients):
   by_cells = product("bnd,bkmd->bnkm", cells, to_collected)
   mean = jnp.sum(collected * to_collected, -1) + share * to_share  # sum(u du) over cells
   rate = 0.0 if conditions[-1] is None else rate
-  over_words, over_cells, to_raw, to_bias = between(
-    rate, LIMIT, dtype, raw, bias, *conditions, sums, by_words, by_cells, to_share, mean
-  )
+  gradients = by_words, by_cells, to_share, mean
+  over_words, over_cells, to_raw, to_bias = between(rate, LIMIT, dtype, raw, bias, conditions, sums, gradients)
   to_cells = product("bnkm,bdkm->bnd", to_raw, to_scores) + product("bnkm,bkmd->bnd", over_cells, to_collected)
   to_to_scores = product("bnd,bnkm->bdkm", cells, to_raw)
   to_answers = product("bnkm,bnd->bkmd", over_words, to_heard)
@@ -139,10 +139,11 @@ def _attend_backward(form, rate, saved, gradients):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def weigh(rate, limit, dtype, raw, bias, words_valid, cells_valid, seeds):
+def weigh(rate, limit, dtype, raw, bias, conditions):
   """Products b n k m of cells and words -> weights of the words for every cell, a softmax, and of the cells for every
   word, without its denominator, both after dropout, in `dtype`; largest score and denominator of both softmaxes; and
-  the sums of the second weights, b k m."""
+  the sums of the second weights, b k m. `conditions`: words_valid, cells_valid and seeds of `attend`."""
+  words_valid, cells_valid, seeds = conditions
   scores = jnp.clip(raw + bias[:, None], -limit, limit)
   by_words = jnp.where(words_valid[:, None, None], scores, -9e15)
   words_top = jnp.max(by_words, -1, keepdims=True)
@@ -159,11 +160,12 @@ def weigh(rate, limit, dtype, raw, bias, words_valid, cells_valid, seeds):
   return over_words.astype(dtype), over_cells.astype(dtype), sums, jnp.sum(over_cells, 1)
 
 
-def weigh_backward(
-  rate, limit, dtype, raw, bias, words_valid, cells_valid, seeds, sums, by_words, by_cells, to_share, mean
-):
-  """by_words, by_cells b n k m: gradients of the weights (of the cells' without `to_share`, b k m); mean b k m: sum(u du)
-  over cells. Returns both weights again, the cells' with its denominator, and the gradients of raw (`dtype`) and bias."""
+def weigh_backward(rate, limit, dtype, raw, bias, conditions, sums, gradients):
+  """`gradients`: of the weights of the words and of the cells, b n k m (the latter without that of their sums), of
+  these sums, b k m, and sum(u du) over cells, b k m. Returns both weights again, the cells' with its denominator, and
+  the gradients of raw (`dtype`) and bias."""
+  words_valid, cells_valid, seeds = conditions
+  by_words, by_cells, to_share, mean = gradients
   words_top, words_total, cells_top, cells_total = sums
   scores = jnp.clip(raw + bias[:, None], -limit, limit)
   valid = words_valid[:, None, None]
@@ -192,14 +194,12 @@ def _thinned(x: jax.Array, rate: float, seeds: jax.Array | None, way: int) -> ja
   return jnp.where(kept(scrambled(row * m + column, words), rate), x / (1 - rate), 0.0)
 
 
-def of_every_device(function, cells, to_scores, bias, answers, words_valid, cells_valid, seeds):
-  """`function` of the pictures that every device of the mesh holds: nothing here crosses pictures, and the compiler
-  does not know how to share out a kernel."""
+def of_every_device(function):
+  """`attend` of the pictures that each device of a mesh holds: the compiler does not know how to share out a kernel."""
   if jax.sharding.get_abstract_mesh().empty:
-    return function(cells, to_scores, bias, answers, words_valid, cells_valid, seeds)
-  rows = (BATCH,) * 6 + (jax.P(None, None, None, *BATCH),)
-  arrays = cells, to_scores, bias, answers, words_valid, cells_valid, seeds
-  return jax.shard_map(function, in_specs=rows, out_specs=BATCH, check_vma=False)(*arrays)
+    return function
+  rows = (BATCH,) * 6 + (jax.P(None, None, None, *BATCH),)  # the last are the seeds
+  return jax.shard_map(function, in_specs=rows, out_specs=BATCH, check_vma=False)
 
 
 def product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Kernels for NVIDIA GPUs of what stands between the products of the fusion: softmaxes, dropout and their gradients.
 
-The same arguments and results as `fusion.weigh` and `fusion.weigh_backward`, in one pass over the scores each; XLA makes
-several and writes the scores back in between. A program takes ROWS cells and all words of one head, the sums over cells
-are of its rows alone and added afterwards. The products stay with cuBLAS. Written in Pallas for Triton; `interpret` runs
-them anywhere, for tests. The number of words must be a power of two.
+The same arguments and results as `fusion.weigh` and `fusion.weigh_backward`, in one pass over the scores each (and one
+for their maxima); XLA makes several and writes the scores back in between. A program takes ROWS cells and all words of
+one head; the sums over cells are of its rows alone and added afterwards. The products stay with cuBLAS. Written in
+Pallas for Triton; `interpret` runs them anywhere, for tests. The number of words must be a power of two. One stage of
+GLIPv2-T, two pictures of 800x1344, bfloat16, forward and backward on an H100: 2.9 ms (one head after the other: 10.7).
 """
 
 import functools
@@ -19,27 +20,26 @@ ROWS, WARPS = 16, 8
 NOWHERE = -9e15
 
 
-def weigh(rate, limit, dtype, raw, bias, words_valid, cells_valid, seeds, interpret=False):
-  b, _, _, m = raw.shape
+def weigh(rate, limit, dtype, raw, bias, conditions, interpret=False):
+  _, cells_valid, _ = conditions
   by_cells = jnp.clip(raw + bias[:, None], -limit, limit)
   if cells_valid is not None:
     by_cells = jnp.where(cells_valid[..., None, None], by_cells, NOWHERE)
   top = jnp.max(by_cells, 1)
   over_words, over_cells, total, share = _call(
     functools.partial(_weigh, rate=rate, limit=limit, n=raw.shape[1]), raw, [], [top], 2, 2, dtype,
-    *_conditions(raw, bias, words_valid, cells_valid, seeds, rate), interpret,
+    bias, conditions, interpret,
   )  # fmt: skip
   return over_words, over_cells, (None, None, top, jnp.sum(total, 1)), jnp.sum(share, 1)
 
 
-def weigh_backward(
-  rate, limit, dtype, raw, bias, words_valid, cells_valid, seeds, sums, by_words, by_cells, to_share, mean, interpret=False
-):
+def weigh_backward(rate, limit, dtype, raw, bias, conditions, sums, gradients, interpret=False):
   _, _, top, total = sums
+  by_words, by_cells, to_share, mean = gradients
   over_words, over_cells, to_raw, to_bias = _call(
     functools.partial(_weigh_backward, rate=rate, limit=limit, n=raw.shape[1]),
     raw, [by_words, by_cells], [top, 1 / total, to_share, mean], 3, 1, dtype,
-    *_conditions(raw, bias, words_valid, cells_valid, seeds, rate), interpret,
+    bias, conditions, interpret,
   )  # fmt: skip
   return over_words, over_cells, to_raw, jnp.sum(to_bias, 1)
 
@@ -55,8 +55,8 @@ def _weigh(raw, bias, words, cells, seeds, top, over_words, over_cells, total, s
 
 
 def _weigh_backward(
-  raw, by_words, by_cells, bias, words, cells, seeds, top, scale, to_share, mean, over_words, over_cells, to_raw, to_bias,
-  *, rate, limit, n,
+  raw, by_words, by_cells, bias, words, cells, seeds, top, scale, to_share, mean,
+  over_words, over_cells, to_raw, to_bias, *, rate, limit, n,
 ):  # fmt: skip
   rows, inside, scores, valid_words, valid_cells = _scores(raw, bias, words, cells, limit, n)
   keep_words, keep_cells = _factors(rows, scores.shape, seeds, rate)
@@ -100,23 +100,19 @@ def _factors(rows, shape, seeds, rate):
   return [jnp.where(kept(x, rate), 1 / (1 - rate), 0.0) for x in words]
 
 
-def _conditions(raw, bias, words_valid, cells_valid, seeds, rate):
-  """(rate without seeds is 0) bias b k m, words b m int32, cells b n int32, seeds b k 4 uint32."""
-  b, n, k, _ = raw.shape
-  cells = jnp.ones((b, n), jnp.int32) if cells_valid is None else cells_valid.astype(jnp.int32)
-  seeds = jnp.zeros((b, k, 4), jnp.uint32) if seeds is None else seeds.transpose(3, 0, 1, 2).reshape(b, k, 4)
-  return bias, words_valid.astype(jnp.int32), cells, seeds
-
-
-def _call(kernel, raw, more, per_word, arrays, sums, dtype, bias, words, cells, seeds, interpret):
-  """`kernel` over the scores: raw and `more` are b n k m, `per_word` b k m; results: so many `arrays` b n k m of `dtype`
-  and so many `sums`, b blocks k m float32."""
+def _call(kernel, raw, more, per_word, arrays, sums, dtype, bias, conditions, interpret):
+  """`kernel` over the scores: raw and `more` are b n k m, `per_word` b k m; results: so many `arrays` b n k m of
+  `dtype` and so many `sums`, b blocks k m float32."""
   b, n, k, m = raw.shape
+  words, cells, seeds = conditions
+  words = words.astype(jnp.int32)
+  cells = jnp.ones((b, n), jnp.int32) if cells is None else cells.astype(jnp.int32)
+  seeds = jnp.zeros((b, k, 4), jnp.uint32) if seeds is None else seeds.transpose(3, 0, 1, 2).reshape(b, k, 4)
   blocks = pl.cdiv(n, ROWS)
   tile = pl.BlockSpec((None, ROWS, None, m), lambda b, i, k: (b, i, k, 0))
   word = pl.BlockSpec((None, None, m), lambda b, i, k: (b, k, 0))
   own = pl.BlockSpec((None, None, None, m), lambda b, i, k: (b, i, k, 0))
-  conditions = [
+  given = [
     word,
     pl.BlockSpec((None, m), lambda b, i, k: (b, 0)),
     pl.BlockSpec((None, ROWS), lambda b, i, k: (b, i)),
@@ -125,7 +121,7 @@ def _call(kernel, raw, more, per_word, arrays, sums, dtype, bias, words, cells, 
   return pl.pallas_call(
     kernel,
     grid=(b, blocks, k),
-    in_specs=[tile] * (1 + len(more)) + conditions + [word] * len(per_word),
+    in_specs=[tile] * (1 + len(more)) + given + [word] * len(per_word),
     out_specs=[tile] * arrays + [own] * sums,
     out_shape=[jax.ShapeDtypeStruct(raw.shape, dtype)] * arrays
     + [jax.ShapeDtypeStruct((b, blocks, k, m), jnp.float32)] * sums,

@@ -66,3 +66,11 @@ def to_global(host_arrays: Any, mesh: Mesh) -> Any:
     )
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), host_arrays)
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+  """`x`, its first axis split like the batch on the mesh that is set, if there is one and it can be."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.manual_axes or x.shape[0] % batch_devices(mesh):
+    return x
+  return jax.lax.with_sharding_constraint(x, BATCH)

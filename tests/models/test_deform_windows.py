@@ -29,23 +29,23 @@ def inputs(reach, c=3, o=4, b=2):
   return jax.tree.map(jnp.float32, (cells, offset, mask, list(kernels), list(r.normal(size=(3, o)))))
 
 
-@pytest.mark.parametrize("other", [deform_windows.deform_convs, deform_columns.deform_convs], ids=["windows", "columns"])
+@pytest.mark.parametrize("form", [deform_windows, deform_columns], ids=["windows", "columns"])
 @pytest.mark.parametrize("reach,least,most", [(2.5, 0.001, 0.1), (20.0, 0.05, 1)])
-def test_equals_the_plain_form_forward_and_backward(reach, least, most, other):
+def test_equals_the_plain_form_forward_and_backward(reach, least, most, form):
   """Offsets that sometimes leave the windows, and that mostly leave the map."""
   arguments = inputs(reach)
   far = deform_windows.beyond(concatenate(WHERE), arguments[1]).mean()
   assert least <= far <= most
 
-  def value_and_gradient(form):
+  def value_and_gradient(convolve):
     def loss(cells, *rest):
-      y = jnp.concatenate(form(cells, WHERE, *rest), 1)
+      y = jnp.concatenate(convolve(cells, WHERE, *rest), 1)
       return jnp.sum(jnp.sin(y)), y
 
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)).lower(*arguments)
     return program.compile(compiler_options=RUN_ONCE)(*arguments)
 
-  plain, ours = value_and_gradient(deform.deform_convs), value_and_gradient(other)
+  plain, ours = value_and_gradient(deform.deform_convs), value_and_gradient(form.deform_convs)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(ours), strict=True):
     np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(a).max()))
 

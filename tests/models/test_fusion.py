@@ -11,6 +11,7 @@ from flax import nnx
 from glipv2_jax.models import fusion, fusion_kernels
 from glipv2_jax.models.layers import Keys, fold, kept, random_words
 from glipv2_jax.models.variants import HeadConfig
+from glipv2_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
 B, N, M, D, E, HEADS = 2, 23, 7, 8, 10, 3
 CFG = HeadConfig(stages=2, channels=D, fusion_dim=12, fusion_heads=HEADS, fusion_dropout=0.5)
@@ -119,6 +120,26 @@ def test_an_example_without_words_or_cells_has_finite_gradients(layer, inputs):
   to_params, *rest = jax.jit(jax.grad(loss, (0, 1, 2)))(params, *inputs)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves((to_params, rest)))
   assert not np.any(to_params["l_proj"]["kernel"]) and not np.any(to_params["v_proj"]["kernel"])
+
+
+def test_on_a_mesh_every_device_runs_its_own_kernels(layer, inputs):
+  definition, params = layer
+  mesh = make_mesh(2, 1, devices=jax.devices()[:2])
+
+  def both(params, cells, words):
+    def loss(*args):
+      v, l = call(definition, *args, CELLS_VALID, jax.random.key(0))
+      return jnp.sum(jnp.sin(v)) + jnp.sum(jnp.sin(l))
+
+    return jax.value_and_grad(loss, (0, 1, 2))(params, cells, words)
+
+  alone = jax.jit(both)(params, *inputs)
+  with jax.set_mesh(mesh):
+    together = jax.jit(both, in_shardings=(replicated(mesh), batch_sharding(mesh), batch_sharding(mesh)))(
+      params, *inputs
+    )
+  for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+    np.testing.assert_allclose(a, b, atol=3e-5 * float(jnp.abs(a).max()) + 1e-7)
 
 
 def factors(key):

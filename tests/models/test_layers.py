@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from glipv2_jax.models.dyhead import Segments, bilinear
 from glipv2_jax.models.fpn import drop_block, nearest
-from glipv2_jax.models.layers import Keys, LayerNorm, Linear, drop_path, dropout, gelu, l2_normalise, random_words
+from glipv2_jax.models.layers import Keys, LayerNorm, Linear, Mlp, drop_path, dropout, gelu, l2_normalise, random_words
 from glipv2_jax.models.swin import partition, relative_position_index, shift_regions, unpartition
+from glipv2_jax.parallel import hlo, rules
+from glipv2_jax.parallel.mesh import batch_sharding, make_mesh
 
 
 def noise(*shape, seed=0):
@@ -148,3 +151,23 @@ def test_windows():
     assert index[a, b] == (a // 3 - b // 3 + 2) * 5 + (a % 3 - b % 3 + 2)
   rows = shift_regions(8, 8, 4)[:, 0] // 3
   assert rows.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_on_a_mesh_that_splits_weights_they_travel_and_not_the_activations():
+  """128 rows are fewer than the weights have: left alone, the compiler gathers the rows instead."""
+  mesh = make_mesh(1, 8)
+  definition, params = nnx.split(Mlp(256, 1024, gelu, dtype=jnp.float32, rngs=Keys(jax.random.key(0))))
+  params = nnx.to_pure_dict(params)
+  places = rules.shardings(params, mesh)
+
+  def loss(params, x):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return jnp.sum(jnp.sin(nnx.merge(definition, params)(x)))
+
+  x = jax.random.normal(jax.random.key(1), (8, 16, 256))
+  program = jax.jit(jax.grad(loss), in_shardings=(places, batch_sharding(mesh)), out_shardings=places).lower(params, x)
+  text = hlo.Program(program.compile().as_text())
+  travels = [use.instruction for outer in text.uses() for use in text.collectives(outer)]
+  gathered = [hlo.shapes(i.shape)[0] for i in travels if i.collective == "all-gather"]
+  assert sorted(shape for shape in gathered if len(shape) == 2) == [(256, 1024), (1024, 256)]
+  assert all((128, 256) not in hlo.shapes(i.shape) for i in travels)
