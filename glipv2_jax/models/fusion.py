@@ -68,8 +68,8 @@ class BiAttention(nnx.Module):
     out = self.out_v_proj.kernel[...].astype(dtype).reshape(self.heads, self.dim, d)
     seeds = None
     if key is not None and self.rate:
-      keys_of_heads = [fold(fold(key, way), head) for head in range(self.heads) for way in range(2)]
-      seeds = jnp.stack([dropout_seeds(own, b) for own in keys_of_heads]).reshape(self.heads, 2, 2, b)
+      of_ways = jax.vmap(lambda head, way: dropout_seeds(fold(fold(key, way), head), b), (None, 0))
+      seeds = jax.vmap(of_ways, (0, None))(jnp.arange(self.heads), jnp.arange(2))  # k 2 2 b
 
     def some(v_delta, heads):
       keys, query_kernel, query_bias, l_values, out, seeds = heads
@@ -77,8 +77,9 @@ class BiAttention(nnx.Module):
       answers = product("kbmh,khd->bkmd", l_values, out).astype(dtype)
       bias = product("kh,kbmh->bkm", query_bias, keys)
       arrays = narrow, to_scores, bias, answers, words_valid, cells_valid, seeds
-      own = functools.partial(attend, self.form, self.rate)
-      more, collected, share = (of_every_device(own) if self.form == "kernels" else own)(*arrays)
+      both_ways = functools.partial(attend, self.form, self.rate)
+      both_ways = of_every_device(both_ways) if self.form == "kernels" else both_ways
+      more, collected, share = both_ways(*arrays)
       return v_delta + more, (jnp.moveaxis(collected, 1, 0), jnp.moveaxis(share, 1, 0))
 
     by_head = keys, query_kernel, query_bias, l_values, out, seeds
