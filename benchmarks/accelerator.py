@@ -170,7 +170,7 @@ def by_part(program: hlo.Program, times: dict[str, float]) -> dict[str, float]:
 
 
 def matmul_rate(n: int, repeat: int = 20) -> float:
-  """FLOP/s of a bfloat16 n x n matrix product."""
+  """FLOP/s of a bfloat16 n x n matrix product, one handed over while another runs (benchmarks.step waits for each)."""
   a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
   product = jax.jit(lambda a, b: a @ b)
   for _ in range(2):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from glipv2_jax.models import fusion_kernels
+from glipv2_jax.models.fusion_kernels import NOWHERE
 from glipv2_jax.models.layers import LayerNorm, Linear, dropout_seeds, fold, kept, scrambled, xavier
 from glipv2_jax.models.variants import HeadConfig
 from glipv2_jax.parallel.mesh import BATCH
@@ -146,13 +147,13 @@ def weigh(rate, limit, dtype, raw, bias, conditions):
   the sums of the second weights, b k m. `conditions`: words_valid, cells_valid and seeds of `attend`."""
   words_valid, cells_valid, seeds = conditions
   scores = jnp.clip(raw + bias[:, None], -limit, limit)
-  by_words = jnp.where(words_valid[:, None, None], scores, -9e15)
+  by_words = jnp.where(words_valid[:, None, None], scores, NOWHERE)
   words_top = jnp.max(by_words, -1, keepdims=True)
   over_words = jnp.exp(by_words - words_top)
   words_total = jnp.sum(over_words, -1, keepdims=True)
   over_words = _thinned(over_words / words_total, rate, seeds, 0)
 
-  by_cells = scores if cells_valid is None else jnp.where(cells_valid[..., None, None], scores, -9e15)
+  by_cells = scores if cells_valid is None else jnp.where(cells_valid[..., None, None], scores, NOWHERE)
   cells_top = jnp.max(by_cells, 1)
   over_cells = jnp.exp(by_cells - cells_top[:, None])
   cells_total = jnp.sum(over_cells, 1)
@@ -170,13 +171,13 @@ def weigh_backward(rate, limit, dtype, raw, bias, conditions, sums, gradients):
   words_top, words_total, cells_top, cells_total = sums
   scores = jnp.clip(raw + bias[:, None], -limit, limit)
   valid = words_valid[:, None, None]
-  p = jnp.exp(jnp.where(valid, scores, -9e15) - words_top) / words_total
+  p = jnp.exp(jnp.where(valid, scores, NOWHERE) - words_top) / words_total
   over_words = _thinned(p, rate, seeds, 0)
   weighted = over_words * by_words
   to_scores = jnp.where(valid, weighted - p * jnp.sum(weighted, -1, keepdims=True), 0.0)
 
   valid = True if cells_valid is None else cells_valid[..., None, None]
-  p = jnp.exp(jnp.where(valid, scores, -9e15) - cells_top[:, None]) / cells_total[:, None]
+  p = jnp.exp(jnp.where(valid, scores, NOWHERE) - cells_top[:, None]) / cells_total[:, None]
   over_cells = _thinned(p, rate, seeds, 1)
   weighted = over_cells * (by_cells + to_share[:, None])
   to_scores += jnp.where(valid, weighted - p * mean[:, None], 0.0)

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton
 from glipv2_jax.models.layers import kept, scrambled
 
 ROWS, WARPS = 16, 8
-NOWHERE = -9e15
+NOWHERE = -9e15  # the score of what is not valid
 
 
 def weigh(rate, limit, dtype, raw, bias, conditions, interpret=False):

@@ -122,13 +122,14 @@ def test_an_example_without_words_or_cells_has_finite_gradients(layer, inputs):
   assert not np.any(to_params["l_proj"]["kernel"]) and not np.any(to_params["v_proj"]["kernel"])
 
 
-def test_on_a_mesh_every_device_runs_its_own_kernels(layer, inputs):
+@pytest.mark.parametrize("valid,key", [(CELLS_VALID, jax.random.key(0)), (None, None)], ids=["training", "evaluation"])
+def test_on_a_mesh_every_device_runs_its_own_kernels(layer, inputs, valid, key):
   definition, params = layer
   mesh = make_mesh(2, 1, devices=jax.devices()[:2])
 
   def both(params, cells, words):
     def loss(*args):
-      v, l = call(definition, *args, CELLS_VALID, jax.random.key(0))
+      v, l = call(definition, *args, valid, key)
       return jnp.sum(jnp.sin(v)) + jnp.sum(jnp.sin(l))
 
     return jax.value_and_grad(loss, (0, 1, 2))(params, cells, words)

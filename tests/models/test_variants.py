@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
-from glipv2_jax.models import variants
+from glipv2_jax.models import deform, deform_columns, deform_windows, dyhead, variants
 from glipv2_jax.models.glipv2 import GLIPv2, abstract_params, graphdef, param_paths
 from glipv2_jax.models.layers import Keys
 from glipv2_jax.schema import abstract_batch
@@ -111,3 +111,17 @@ def test_unknown_parts_to_recompute_are_named():
 def test_unknown_variant_is_named():
   with pytest.raises(ValueError, match="glip_x.*glipv2_t"):
     variants.get("glip_x")
+
+
+def test_the_configuration_chooses_the_forms_of_layers():
+  """The one that it names is what the network holds; what no form computes is refused with a remedy."""
+  assert set(dyhead.FORMS) == set(variants.DEFORM)
+  for name, module in (("gather", deform), ("windows", deform_windows), ("columns", deform_columns)):
+    assert dyhead.FORMS[name] is module.deform_convs
+  cfg = variants.get("demo", deform="columns", fusion="kernels")
+  stage = nnx.eval_shape(lambda: GLIPv2(cfg, rngs=Keys(jax.random.key(0)))).tower[0]
+  assert (stage.dyconv.deform, stage.fusion.form) == ("columns", "kernels")
+  with pytest.raises(ValueError, match="model.fusion is 'flash'.*heads, kernels"):
+    variants.get("demo", fusion="flash")
+  with pytest.raises(ValueError, match="power of two.*100.*'heads'"):
+    variants.get("demo", fusion="kernels", max_tokens=100)
