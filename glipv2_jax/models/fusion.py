@@ -147,7 +147,8 @@ def weigh(rate, limit, dtype, raw, bias, conditions):
   the sums of the second weights, b k m. `conditions`: words_valid, cells_valid and seeds of `attend`."""
   words_valid, cells_valid, seeds = conditions
   scores = jnp.clip(raw + bias[:, None], -limit, limit)
-  by_words = jnp.where(words_valid[:, None, None], scores, NOWHERE)
+  # A sum, which the CPU compiler takes into the kernel of the softmax; of a choice it would make an array.
+  by_words = scores + jnp.where(words_valid, 0.0, NOWHERE)[:, None, None]
   words_top = jnp.max(by_words, -1, keepdims=True)
   over_words = jnp.exp(by_words - words_top)
   words_total = jnp.sum(over_words, -1, keepdims=True)

@@ -222,9 +222,12 @@ def maybe_checkpoint(function, parts: Sequence[str], part: str):
 
 
 def in_turn(modules: Sequence[nnx.Module], run, carry, *each):
-  """`run(module, carry, i, ...)` for one module after the other."""
-  for i, module in enumerate(modules):
-    carry = run(module, carry, i, *(x[i] for x in each))
+  """`run(module, carry, i, ...)` for one module after the other: calls of one function, traced once, with the module's
+  parameters, the number `i` and its own row of `each` as arguments. The modules differ in nothing but parameters."""
+  parts = [nnx.split(module) for module in modules]
+  body = jax.jit(lambda params, carry, i, *each: run(nnx.merge(parts[0][0], params), carry, i, *each))
+  for i, (_, params) in enumerate(parts):
+    carry = body(nnx.to_pure_dict(params), carry, jnp.asarray(i), *(x[i] for x in each))
   return carry
 
 

@@ -17,12 +17,14 @@ from glipv2_jax.models.layers import (
   drop_path,
   fold,
   gelu,
+  in_turn,
   loop,
   maybe_checkpoint,
   normal_02,
 )
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import SwinConfig
+from glipv2_jax.parallel.mesh import keep_rows
 
 EPSILON = 1e-5
 
@@ -70,7 +72,7 @@ class WindowAttention(nnx.Module):
     _, h, w, d = x.shape
     window, heads = self.window, self.heads
     padding = ((0, 0), (0, -h % window), (0, -w % window))
-    x = jnp.pad(x, (*padding, (0, 0)))
+    x = jnp.pad(x.astype(self.qkv.dtype), (*padding, (0, 0)))
     _, padded_h, padded_w, _ = x.shape
     if shift:
       x = jnp.roll(x, (-shift, -shift), (1, 2))
@@ -135,14 +137,23 @@ class Stage(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
+  """b h w 3 -> b h/4 w/4 d, normalised: the convolution of patches that do not overlap, as a product. (Of the three
+  channels as a convolution's input the TPU compiler makes an array of 128: 13.1 M cycles instead of 2.4 at 800x1120.)
+  """
+
   def __init__(self, d: int, patch: int, *, dtype, rngs):
     self.proj = conv(3, d, patch, stride=patch, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(d, EPSILON, rngs=rngs)
-    self.patch = patch
+    self.patch, self.dtype = patch, dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    _, h, w, _ = x.shape
-    return self.norm(self.proj(jnp.pad(x, ((0, 0), (0, -h % self.patch), (0, -w % self.patch), (0, 0)))))
+    patch = self.patch
+    x = jnp.pad(x.astype(self.dtype), ((0, 0), (0, -x.shape[1] % patch), (0, -x.shape[2] % patch), (0, 0)))
+    b, h, w, c = x.shape
+    x = jnp.swapaxes(x.reshape(b, h // patch, patch, w // patch, patch * c), 2, 3)
+    kernel, bias = (p[...].astype(self.dtype) for p in (self.proj.kernel, self.proj.bias))
+    y = keep_rows(x.reshape(-1, patch * patch * c) @ kernel.reshape(patch * patch * c, -1)) + bias
+    return self.norm(y.reshape(b, h // patch, w // patch, -1))
 
 
 class Swin(nnx.Module):
@@ -166,8 +177,8 @@ class Swin(nnx.Module):
     for i, stage in enumerate(self.stages):
       size = None if sizes is None else sizes[i]
       own = fold(key, i)
-      if self.looped and len(stage.blocks) > 2:
-        x = self._loop(stage.blocks, x, size, own)
+      if len(stage.blocks) > 2 and len(stage.blocks) % 2 == 0:
+        x = self._pairs(stage.blocks, x, size, own)
       else:
         for j, block in enumerate(stage.blocks):
           x = maybe_checkpoint(block, self.remat, "swin")(x, size, fold(own, j))
@@ -177,8 +188,8 @@ class Swin(nnx.Module):
         x = stage.downsample(x).astype(jnp.float32)
     return outputs
 
-  def _loop(self, blocks, x: jax.Array, size, key) -> jax.Array:
-    """The blocks of a stage as a loop over pairs, one with and one without shift."""
+  def _pairs(self, blocks, x: jax.Array, size, key) -> jax.Array:
+    """The blocks of a stage, pair by pair: one without and one with shift are all that differs."""
 
     def run(pair, x, i, drops):
       for j, block in enumerate(pair):
@@ -187,4 +198,4 @@ class Swin(nnx.Module):
 
     pairs = [nnx.List([blocks[j], blocks[j + 1]]) for j in range(0, len(blocks), 2)]
     drops = jnp.array([block.drop for block in blocks], jnp.float32).reshape(-1, 2)
-    return loop(pairs, run, x, drops)
+    return (loop if self.looped else in_turn)(pairs, run, x, drops)

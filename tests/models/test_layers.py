@@ -10,8 +10,27 @@ from flax import nnx
 
 from glipv2_jax.models.dyhead import Segments, bilinear
 from glipv2_jax.models.fpn import drop_block, nearest
-from glipv2_jax.models.layers import Keys, LayerNorm, Linear, Mlp, drop_path, dropout, gelu, l2_normalise, random_words
-from glipv2_jax.models.swin import partition, relative_position_index, shift_regions, unpartition
+from glipv2_jax.models.layers import (
+  Keys,
+  LayerNorm,
+  Linear,
+  Mlp,
+  drop_path,
+  dropout,
+  gelu,
+  in_turn,
+  l2_normalise,
+  loop,
+  random_words,
+)
+from glipv2_jax.models.swin import (
+  PatchEmbed,
+  WindowAttention,
+  partition,
+  relative_position_index,
+  shift_regions,
+  unpartition,
+)
 from glipv2_jax.parallel import hlo, rules
 from glipv2_jax.parallel.mesh import batch_sharding, make_mesh
 
@@ -151,6 +170,52 @@ def test_windows():
     assert index[a, b] == (a // 3 - b // 3 + 2) * 5 + (a % 3 - b % 3 + 2)
   rows = shift_regions(8, 8, 4)[:, 0] // 3
   assert rows.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_patches_as_a_product_are_the_convolution():
+  embed = PatchEmbed(8, 4, dtype=jnp.float32, rngs=Keys(jax.random.key(0)))
+  x = jax.random.normal(jax.random.key(1), (2, 10, 15, 3))
+  expected = embed.norm(embed.proj(jnp.pad(x, ((0, 0), (0, 2), (0, 1), (0, 0)))))
+  np.testing.assert_allclose(embed(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_window_attention_projects_the_padding_too(shift):
+  """Against projections of the padded and shifted map, one window and head at a time, in NumPy."""
+  layer = WindowAttention(4, 2, 7, dtype=jnp.float32, rngs=Keys(jax.random.key(0)))
+  layer.qkv.bias[...] = jax.random.normal(jax.random.key(1), (12,))
+  x = np.array(jax.random.normal(jax.random.key(2), (1, 9, 12, 4)))
+  padded = np.roll(np.pad(x[0], ((0, 5), (0, 2), (0, 0))), (-shift, -shift), (0, 1))
+  regions, found = shift_regions(14, 14, 7), np.zeros((14, 14, 4), np.float32)
+  table, index = layer.relative_position_bias_table[...], relative_position_index(7)
+  for top in (0, 7):
+    for left in (0, 7):
+      here = np.s_[top : top + 7, left : left + 7]
+      qkv = padded[here].reshape(49, 4) @ layer.qkv.kernel[...] + layer.qkv.bias[...]
+      apart = regions[here].reshape(49, 1) != regions[here].reshape(1, 49)
+      for head in range(2):
+        q, k, v = (qkv[:, part * 4 + head * 2 :][:, :2] for part in range(3))
+        scores = q @ k.T / math.sqrt(2) + table[:, head][index] - 100.0 * (apart if shift else 0)
+        found[here][..., head * 2 : head * 2 + 2] = (jax.nn.softmax(scores) @ v).reshape(7, 7, 2)
+  found = np.roll(found, (shift, shift), (0, 1))[:9, :12] @ layer.proj.kernel[...] + layer.proj.bias[...]
+  np.testing.assert_allclose(layer(x, shift, None)[0], found, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [in_turn, loop])
+def test_equal_modules_are_traced_once(together):
+  modules = [Linear(3, 3, dtype=jnp.float32, rngs=Keys(jax.random.key(i))) for i in range(3)]
+  x, each, traced = jnp.ones((2, 3)), jnp.array([0.5, 2.0, -1.0]), []
+
+  def run(module, x, i, factor):
+    traced.append(i)
+    return jnp.sin(module(x)) * factor + i
+
+  expected = x
+  for i, module in enumerate(modules):
+    expected = run(module, expected, i, each[i])
+  del traced[:]
+  np.testing.assert_allclose(jax.jit(lambda x: together(modules, run, x, each))(x), expected, rtol=1e-5)
+  assert len(traced) == 1
 
 
 def test_on_a_mesh_that_splits_weights_they_travel_and_not_the_activations():
