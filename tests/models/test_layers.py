@@ -25,12 +25,14 @@ from glipv2_jax.models.layers import (
 )
 from glipv2_jax.models.swin import (
   PatchEmbed,
+  Swin,
   WindowAttention,
   partition,
   relative_position_index,
   shift_regions,
   unpartition,
 )
+from glipv2_jax.models.variants import SwinConfig
 from glipv2_jax.parallel import hlo, rules
 from glipv2_jax.parallel.mesh import batch_sharding, make_mesh
 
@@ -216,6 +218,14 @@ def test_equal_modules_are_traced_once(together):
   del traced[:]
   np.testing.assert_allclose(jax.jit(lambda x: together(modules, run, x, each))(x), expected, rtol=1e-5)
   assert len(traced) == 1
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_a_stage_of_an_odd_number_of_blocks_runs(looped):
+  cfg = SwinConfig(embed_dim=8, depths=(1, 1, 3, 1), heads=(1, 1, 1, 1), window=7, drop_path=0.1)
+  run = lambda x: Swin(cfg, dtype=jnp.float32, looped=looped, rngs=Keys(jax.random.key(0)))(x, None, jax.random.key(1))  # noqa: E731
+  shapes = [x.shape for x in jax.eval_shape(run, jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32))]
+  assert shapes == [(1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32), (1, 2, 3, 64)]
 
 
 def test_on_a_mesh_that_splits_weights_they_travel_and_not_the_activations():
