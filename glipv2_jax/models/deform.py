@@ -68,23 +68,24 @@ def deform_convs(
   Returns for every part of `where` its b p' o. Products run in the dtype of cells and kernels; positions, sums and the
   results are float32.
   """
-  splits = np.cumsum([len(part) for part in where])[:-1]
+  ends, every = np.cumsum([len(part) for part in where]), concatenate(where)
   by_tap = [jnp.moveaxis(t.astype(jnp.float32), 2, 0) for t in (offset[..., 0], offset[..., 1], mask)]
-  by_tap = [jnp.split(t, splits, 2) for t in by_tap]
   weights = [kernel.reshape(TAPS, *kernel.shape[2:]) for kernel in kernels]
   i, j = np.divmod(np.arange(TAPS, dtype=np.float32), SIDE)
 
   @jax.checkpoint
   def visit(totals, tap):
-    i, j, parts = tap
+    i, j, (dy, dx, mask), kernels = tap
+    indices, shares = neighbours(every, every.row + i + dy, every.column + j + dx, mask)
     added = []
-    for total, target, (dy, dx, mask, weights) in zip(totals, where, parts, strict=True):
-      sampled = sample(cells, target, target.row + i + dy, target.column + j + dx, mask)
-      added.append(total + product(sampled, weights))
+    for total, part, end, kernel in zip(totals, where, ends, kernels, strict=True):
+      own = np.s_[:, end - len(part) : end]
+      sampled = blend(cells, [at[own] for at in indices], [share[own] for share in shares])
+      added.append(total + product(sampled, kernel))
     return added, None
 
   totals = [jnp.broadcast_to(bias, (cells.shape[0], len(part), *bias.shape)) for part, bias in zip(where, biases)]
-  return jax.lax.scan(visit, totals, (i, j, list(zip(*by_tap, weights, strict=True))))[0]
+  return jax.lax.scan(visit, totals, (i, j, by_tap, weights))[0]
 
 
 @jax.custom_vjp
@@ -105,16 +106,18 @@ def _product_backward(saved, g):
 product.defvjp(lambda x, weights: (product(x, weights), (x, weights)), _product_backward)
 
 
-def sample(cells: jax.Array, where: Places, y: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
-  """The source maps at y, x (b p float32, in cells), bilinear with zeros outside, times mask (b p) -> b p c."""
-  indices, weights, top, left = [], [], jnp.floor(y), jnp.floor(x)
+def neighbours(where: Places, y: jax.Array, x: jax.Array, mask: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Of every place y, x (b p float32, in cells of its source map) the rows of its four neighbours, b p int32 each, and
+  their shares, b p float32: bilinear times mask (b p), zero for a neighbour outside of the map."""
+  height, width = where.height.astype(np.float32), where.width.astype(np.float32)
+  indices, shares, top, left = [], [], jnp.floor(y), jnp.floor(x)
   for row in (top, top + 1):
     for column in (left, left + 1):
-      inside = (row >= 0) & (row < where.height) & (column >= 0) & (column < where.width)
-      weights.append(jnp.where(inside, (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column)) * mask, 0.0))
-      index = jnp.clip(row, 0, where.height - 1) * where.width + jnp.clip(column, 0, where.width - 1)
+      inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+      shares.append(jnp.where(inside, (1 - jnp.abs(y - row)) * (1 - jnp.abs(x - column)) * mask, 0.0))
+      index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
       indices.append(index.astype(jnp.int32) + where.start)
-  return blend(cells, indices, weights)
+  return indices, shares
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glipv2_jax.models.deform import SIDE, TAPS, Places, product, sample
+from glipv2_jax.models.deform import SIDE, TAPS, Places, blend, neighbours, product
 
 
 def deform_convs(
@@ -37,5 +37,5 @@ def convolve(cells, where: Places, offset, mask, kernel, bias) -> jax.Array:
   y = where.row[:, None] + i + offset[..., 0]
   x = where.column[:, None] + j + offset[..., 1]
   taps = Places(*(np.repeat(getattr(where, field.name), TAPS) for field in dataclasses.fields(Places)))
-  columns = sample(cells, taps, *(t.reshape(b, p * TAPS) for t in (y, x, mask)))
+  columns = blend(cells, *neighbours(taps, *(t.reshape(b, p * TAPS) for t in (y, x, mask))))
   return product(columns.reshape(b, p, -1), kernel.reshape(-1, kernel.shape[-1])) + bias

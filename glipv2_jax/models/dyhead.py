@@ -48,13 +48,14 @@ def reinterpret(values: jax.Array, h: int, w: int, size=None, coarse_size=None) 
 
 
 def bilinear(x: jax.Array, h: int, w: int, size=None, fine_size=None) -> jax.Array:
-  """Bilinear resize with aligned corners, b y x d -> b h w d; from `size` to `fine_size` (b 2) where given."""
+  """Bilinear resize with aligned corners, b y x d -> b h w d; from `size` to `fine_size` (b 2), both or neither."""
   for axis, n in ((1, h), (2, w)):
-    source = x.shape[axis] if size is None else size[:, axis - 1, None, None]
-    target = n if fine_size is None else fine_size[:, axis - 1, None, None]
-    position = jnp.arange(n, dtype=jnp.float32)[:, None] * ((source - 1) / jnp.maximum(target - 1, 1))
-    weights = jnp.maximum(0.0, 1.0 - jnp.abs(position - jnp.arange(x.shape[axis], dtype=jnp.float32)))
-    weights = jnp.broadcast_to(weights, (x.shape[0], n, x.shape[axis]))
+    if size is None:
+      step = np.float32((x.shape[axis] - 1) / max(n - 1, 1))  # a constant of the program
+    else:
+      step = ((size - 1) / jnp.maximum(fine_size - 1, 1))[:, axis - 1, None, None]
+    away = np.arange(n, dtype=np.float32)[:, None] * step - np.arange(x.shape[axis], dtype=np.float32)
+    weights = jnp.broadcast_to(1.0 - abs(away).clip(max=1.0), (x.shape[0], n, x.shape[axis]))
     equation = "bYy,byxd->bYxd" if axis == 1 else "bXx,byxd->byXd"
     x = jnp.einsum(equation, weights, x, precision="highest")
   return x
@@ -67,11 +68,12 @@ class Segments:
   """
 
   def __init__(self, counts: Sequence[int], valid: jax.Array | None = None):
-    ends = np.cumsum(counts)[:, None]
-    cells = jnp.arange(ends[-1, 0])
-    self.member = ((cells >= ends - np.array(counts)[:, None]) & (cells < ends)).astype(jnp.float32)  # s n
-    weights = self.member if valid is None else self.member * valid[:, None]
-    self.weights = weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1.0)  # (b) s n
+    self.member = np.repeat(np.eye(len(counts), dtype=np.float32), counts, 1)  # s n
+    if valid is None:
+      self.weights = self.member / np.array(counts, np.float32)[:, None]
+    else:
+      weights = self.member * valid[:, None]
+      self.weights = weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1.0)  # b s n
 
   def mean(self, x: jax.Array) -> jax.Array:
     """b n d -> b s d."""
@@ -163,15 +165,14 @@ class DyConv(nnx.Module):
     raised = jnp.concatenate(raised, 1)
 
     branches = np.array([2, *[3] * (n - 2), 2], np.float32)  # the ends of the pyramid lack a neighbour
+    parts = (raised, 0, n - 1, segments(0, n - 1)), (same, 0, n, every), (finer, 1, n, deeper)
+    means = jnp.concatenate([maps.mean(feature) for feature, _, _, maps in parts], 1)
+    weights = jnp.split(hard_sigmoid(jax.nn.relu(self.scale_attention(means))), [n - 1, 2 * n - 1], 1)
     mixed = 0.0
-    for feature, first, last, maps in (
-      (raised, 0, n - 1, segments(0, n - 1)),
-      (same, 0, n, every),
-      (finer, 1, n, deeper),
-    ):
-      weight = hard_sigmoid(jax.nn.relu(self.scale_attention(maps.mean(feature)))) / branches[first:last, None]
+    for (feature, first, last, maps), weight in zip(parts, weights, strict=True):
       elsewhere = sum(counts[:first]), sum(counts[last:])
-      mixed += jnp.pad(feature * maps.spread(weight), ((0, 0), elsewhere, (0, 0)))
+      spread = maps.spread(weight / branches[first:last, None])
+      mixed += jnp.pad(feature * spread, ((0, 0), elsewhere, (0, 0)))
     a1, b1, a2, b2 = self.dyrelu.coefficients(every.mean(mixed))
     outputs, starts = [], np.cumsum([0, *counts])
     for l, shape in enumerate(shapes):

@@ -35,13 +35,17 @@ def relative_position_index(window: int) -> np.ndarray:
   return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
 
 
-def shift_regions(h: int, w: int, window: int) -> np.ndarray:
-  """h w int: cells of different regions are not neighbours in the picture although the roll put them in one window."""
-
-  def bands(n):
-    return np.searchsorted([n - window, n - window // 2], np.arange(n), side="right")
-
-  return bands(h)[:, None] * 3 + bands(w)[None]
+def parted_by_shift(rows: int, columns: int, window: int) -> jax.Array:
+  """[rows * columns, window^2, window^2] bool: the two cells are not neighbours in the picture although the roll put
+  them in one window, as it does in the last row and in the last column of windows only. (Written as a comparison of
+  region numbers per window this took LLVM a fifth of the whole network's compilation.)
+  """
+  y, x = np.divmod(np.arange(window * window), window)
+  wrapped_y, wrapped_x = y >= window - window // 2, x >= window - window // 2
+  below, right = (wrapped[:, None] != wrapped[None] for wrapped in (wrapped_y, wrapped_x))
+  i, j = np.divmod(np.arange(rows * columns), columns)
+  last_row, last_column = ((at == n - 1)[:, None, None] for at, n in ((i, rows), (j, columns)))
+  return (last_row & jnp.asarray(below)) | (last_column & jnp.asarray(right))
 
 
 def partition(x: jax.Array, window: int) -> jax.Array:
@@ -83,8 +87,8 @@ class WindowAttention(nnx.Module):
     bias = self.relative_position_bias_table[...][relative_position_index(window).reshape(-1)]
     scores += bias.reshape(n, n, heads).transpose(2, 0, 1)
     if shift:
-      regions = partition(shift_regions(padded_h, padded_w, window)[None], window)[0]
-      scores += jnp.where(regions[:, :, None] != regions[:, None], -100.0, 0.0)[:, None]
+      parted = parted_by_shift(padded_h // window, padded_w // window, window)
+      scores += jnp.where(parted, -100.0, 0.0)[:, None]
     if size is not None:
       valid = jnp.pad(cells_valid(size, h, w), padding)
       valid = partition(jnp.roll(valid, (-shift, -shift), (1, 2)), window)

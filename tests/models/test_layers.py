@@ -27,9 +27,9 @@ from glipv2_jax.models.swin import (
   PatchEmbed,
   Swin,
   WindowAttention,
+  parted_by_shift,
   partition,
   relative_position_index,
-  shift_regions,
   unpartition,
 )
 from glipv2_jax.models.variants import SwinConfig
@@ -170,8 +170,20 @@ def test_windows():
   index = relative_position_index(3)
   for a, b in np.ndindex(9, 9):
     assert index[a, b] == (a // 3 - b // 3 + 2) * 5 + (a % 3 - b % 3 + 2)
-  rows = shift_regions(8, 8, 4)[:, 0] // 3
-  assert rows.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("h, w, window", [(8, 12, 4), (7, 7, 7), (21, 7, 7)])
+def test_parted_by_shift_against_regions_of_the_map(h, w, window):
+  """The authors' way (reference 2.2): three bands each way, numbered, shifted cells compared window by window."""
+  regions = shift_regions(h, w, window)
+  parts = partition(regions[None], window)[0]
+  expected = parts[:, :, None] != parts[:, None]
+  np.testing.assert_array_equal(parted_by_shift(h // window, w // window, window), expected)
+
+
+def shift_regions(h: int, w: int, window: int) -> np.ndarray:
+  bands = [np.searchsorted([n - window, n - window // 2], np.arange(n), side="right") for n in (h, w)]
+  return bands[0][:, None] * 3 + bands[1]
 
 
 def test_patches_as_a_product_are_the_convolution():
