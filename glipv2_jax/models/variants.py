@@ -7,7 +7,7 @@ import dataclasses
 
 REMAT = ("swin", "text", "dyconv")
 DEFORM = ("gather", "windows", "columns")
-FUSION = ("heads", "kernels")
+FUSION = ("heads", "lanes", "kernels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelConfig:
   compute_dtype: str = "float32"  # matmuls and convolutions; 'bfloat16' on accelerators
   mask_padding: bool = False  # True: padded pixels and cells take no part (not checkpoint-exact with the authors)
   deform: str = "gather"  # form of the deformable convolution: 'gather' on CPUs, 'windows' on TPUs, 'columns' on GPUs
-  fusion: str = "heads"  # form of the fusion: 'heads', one after the other, or 'kernels' on NVIDIA GPUs
+  fusion: str = "heads"  # form of the fusion: 'heads', one after the other; 'lanes' on TPUs; 'kernels' on NVIDIA GPUs
   loop: bool = False  # equal layers as loops of the program: compiles in a fraction of the time, copies parameters
   remat: tuple[str, ...] = ()  # parts of REMAT recomputed in the backward pass (fusion.py always does it)
 

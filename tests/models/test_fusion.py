@@ -19,7 +19,7 @@ WORDS_VALID = np.arange(M) < np.array([[4], [M]])
 CELLS_VALID = np.arange(N) < np.array([[N], [15]])
 
 
-@pytest.fixture(scope="module", params=["heads", "kernels"])
+@pytest.fixture(scope="module", params=["heads", "lanes", "kernels"])
 def layer(request):
   """Definition and parameters: random everywhere, also the biases, and large enough for peaked attention. The kernels
   are interpreted."""

@@ -121,7 +121,7 @@ def test_the_configuration_chooses_the_forms_of_layers():
   cfg = variants.get("demo", deform="columns", fusion="kernels")
   stage = nnx.eval_shape(lambda: GLIPv2(cfg, rngs=Keys(jax.random.key(0)))).tower[0]
   assert (stage.dyconv.deform, stage.fusion.form) == ("columns", "kernels")
-  with pytest.raises(ValueError, match="model.fusion is 'flash'.*heads, kernels"):
+  with pytest.raises(ValueError, match="model.fusion is 'flash'.*heads, lanes, kernels"):
     variants.get("demo", fusion="flash")
   with pytest.raises(ValueError, match="power of two.*100.*'heads'"):
     variants.get("demo", fusion="kernels", max_tokens=100)
