@@ -25,7 +25,7 @@ from glipv2_jax.models import glipv2
 from glipv2_jax.models.glipv2 import TextFeatures
 from glipv2_jax.models.variants import ModelConfig
 from glipv2_jax.parallel.jit import Jitted
-from glipv2_jax.parallel.mesh import batch_sharding, replicated, to_global
+from glipv2_jax.parallel.mesh import batch_sharding, on_each_device, replicated, to_global
 from glipv2_jax.parallel.rules import FSDP, Rules, shardings
 from glipv2_jax.schema import Batch
 from glipv2_jax.train import checkpoint
@@ -77,7 +77,8 @@ class Predictor:
       tokens, valid, table = jax.device_put(
         (encoding.tokens[None], encoding.tokens_valid[None], table), replicated(self.mesh)
       )
-      texts.append(Text(self._encode_prompt(params, tokens, valid), valid, table))
+      with jax.set_mesh(self.mesh):
+        texts.append(Text(self._encode_prompt(params, tokens, valid), valid, table))
     return texts
 
   def texts(self, params: Any, batch: Batch, named: Sequence[Sequence[Phrase] | None]) -> Text:
@@ -85,7 +86,8 @@ class Predictor:
     most = _most_of_all_processes(max((len(p) for p in named if p is not None), default=0))
     table = infer.phrase_map(named, _columns(most), batch.tokens.shape[1])
     tokens, valid, table = to_global((batch.tokens, batch.tokens_valid, table), self.mesh)
-    return Text(self._encode_rows(params, tokens, valid), valid, table)
+    with jax.set_mesh(self.mesh):
+      return Text(self._encode_rows(params, tokens, valid), valid, table)
 
   def __call__(self, params: Any, batch: Batch, texts: Sequence[Text]) -> list[Detections]:
     """For each text the detections of the global batch, sharded like it, in pixels of the canvas.
@@ -94,8 +96,9 @@ class Predictor:
     """
     canvas = batch.image.shape[1:3]
     image, image_size = to_global((batch.image, batch.image_size), self.mesh)
-    pyramid = self._encode_image(params, image, image_size)
-    return [self._answer(canvas, params, pyramid, text, image_size) for text in texts]
+    with jax.set_mesh(self.mesh):
+      pyramid = self._encode_image(params, image, image_size)
+      return [self._answer(canvas, params, pyramid, text, image_size) for text in texts]
 
 
 def _encode_image(graph: nnx.GraphDef, params: Any, image, image_size) -> list[jax.Array]:
@@ -114,7 +117,8 @@ def _answer(graph: nnx.GraphDef, cfg: InferConfig, canvas, params: Any, pyramid,
   outputs = model.predict(*model.fuse(pyramid, text.features, text.valid, image_size))
   places = anchors.anchors(canvas, model.cfg.strides, model.cfg.anchor_scale)
   levels = anchors.level_slices(canvas, model.cfg.strides)
-  return infer.postprocess(outputs, image_size, text.phrase_map, places, levels, cfg)
+  search = functools.partial(infer.postprocess, anchors=places, level_slices=levels, cfg=cfg)
+  return on_each_device(search)(outputs, image_size, text.phrase_map)
 
 
 def _columns(most: int) -> int:

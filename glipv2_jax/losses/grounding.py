@@ -21,6 +21,7 @@ from glipv2_jax.losses import box, intra
 from glipv2_jax.losses.inter import InterConfig, Pull, Regions, inter_term, pulled_term
 from glipv2_jax.losses.mlm import mlm_term
 from glipv2_jax.losses.terms import Term
+from glipv2_jax.parallel.mesh import on_each_device
 from glipv2_jax.schema import Batch, Outputs
 
 TERMS = ("intra", "inter", "box", "centerness", "mlm")
@@ -70,7 +71,7 @@ def make_targets(batch: Batch, anchors, level_counts: tuple[int, ...], cfg: Loss
   """Assigns the boxes of every image to anchors (n 4 float32). Padding examples are background everywhere."""
   valid = batch.boxes_valid & batch.example_valid[:, None]
   one_image = functools.partial(assign.assign, anchors, level_counts, topk=cfg.topk)
-  matched = jax.vmap(one_image)(batch.boxes_xyxy_px, valid)
+  matched = on_each_device(jax.vmap(one_image))(batch.boxes_xyxy_px, valid)
   positive = matched >= 0
   anchors = jnp.broadcast_to(anchors, (*matched.shape, 4))
   boxes = jnp.take_along_axis(batch.boxes_xyxy_px, jnp.maximum(matched, 0)[..., None], axis=1)

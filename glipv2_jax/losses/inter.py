@@ -18,7 +18,7 @@ from jax import lax
 
 from glipv2_jax.losses import pairs, terms
 from glipv2_jax.losses.pairs import NO_CONCEPT, Labels
-from glipv2_jax.parallel.mesh import BATCH
+from glipv2_jax.parallel.mesh import BATCH, on_each_device
 from glipv2_jax.schema import Batch, Embeddings
 
 
@@ -61,8 +61,7 @@ def choose(matched, example_valid, cfg: InterConfig, key: jax.Array | None) -> R
   if key is not None:
     score += jax.random.uniform(key, matched.shape)
   k = min(cfg.regions, matched.shape[1])
-  # Every device looks at its own images: left alone, the compiler collects the scores of all of them first.
-  location = _on_mesh(lambda axis, score: lax.top_k(score, k)[1], BATCH, BATCH)(score)
+  location = on_each_device(lambda score: lax.top_k(score, k)[1])(score)
   box = jnp.take_along_axis(jnp.where(assigned, matched, -1), location, axis=1)
   valid = jnp.broadcast_to(example_valid[:, None], box.shape) if cfg.negatives else box >= 0
   return Regions(location, box, valid)

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from glipv2_jax.models import deform
 from glipv2_jax.models.deform import SIDE, TAPS, Places
-from glipv2_jax.parallel.mesh import BATCH
+from glipv2_jax.parallel.mesh import BATCH, on_each_device
 
 SIZE = 8  # rows and columns of a block: what a window owns; and two half blocks around it
 HALO = SIZE // 2
@@ -129,11 +129,8 @@ def deform_convs(
     return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
 
   arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
-  if jax.sharding.get_abstract_mesh().empty:
-    return on_device(*arguments)
   # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last picture.
-  split = (BATCH, BATCH, BATCH, jax.P(), jax.P())
-  return jax.shard_map(on_device, in_specs=split, out_specs=BATCH, check_vma=False)(*arguments)
+  return on_each_device(on_device, (BATCH, BATCH, BATCH, jax.P(), jax.P()))(*arguments)
 
 
 def beyond(where: Places, offset: jax.Array) -> jax.Array:

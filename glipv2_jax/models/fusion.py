@@ -25,7 +25,7 @@ from glipv2_jax.models import fusion_kernels
 from glipv2_jax.models.fusion_kernels import NOWHERE
 from glipv2_jax.models.layers import LayerNorm, Linear, dropout_seeds, fold, kept, scrambled, xavier
 from glipv2_jax.models.variants import HeadConfig
-from glipv2_jax.parallel.mesh import BATCH
+from glipv2_jax.parallel.mesh import BATCH, on_each_device
 
 EPSILON = 1e-5
 LIMIT = 50000.0
@@ -83,7 +83,10 @@ class BiAttention(nnx.Module):
       bias = product("kh,kbmh->bkm", query_bias, keys)
       arrays = narrow, to_scores, bias, answers, words_valid, cells_valid, seeds
       both_ways = functools.partial(attend, self.form, self.rate)
-      both_ways = both_ways if self.form == "heads" else of_every_device(both_ways)
+      if self.form != "heads":
+        both_ways = on_each_device(
+          both_ways, (BATCH,) * 6 + (jax.P(None, None, None, *BATCH),)
+        )  # the last are the seeds
       more, collected, share = both_ways(*arrays)
       return v_delta + more, (jnp.moveaxis(collected, 1, 0), jnp.moveaxis(share, 1, 0))
 
@@ -199,15 +202,6 @@ def _thinned(x: jax.Array, rate: float, seeds: jax.Array | None, way: int) -> ja
   row, column = (jax.lax.broadcasted_iota(jnp.uint32, (1, n, 1, m), axis) for axis in (1, 3))
   words = jnp.transpose(seeds[:, way], (1, 2, 0))[:, :, None, :, None]  # 2 b 1 k 1
   return jnp.where(kept(scrambled(row * m + column, words), rate), x / (1 - rate), 0.0)
-
-
-def of_every_device(function):
-  """`attend` of the pictures that each device of a mesh holds: the compiler cannot share out a kernel, nor an array
-  whose layout is fixed."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return function
-  rows = (BATCH,) * 6 + (jax.P(None, None, None, *BATCH),)  # the last are the seeds
-  return jax.shard_map(function, in_specs=rows, out_specs=BATCH, check_vma=False)
 
 
 def in_layout(form: str, scores: jax.Array) -> jax.Array:

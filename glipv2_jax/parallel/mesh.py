@@ -7,7 +7,7 @@ Nothing is split over `model` yet: the largest network, GLIPv2-H with all heads,
 and average 18.3 GB or 0.3 GB per device at fsdp=64, and its largest array, whole where it is used, takes 193 MiB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,18 @@ def to_global(host_arrays: Any, mesh: Mesh) -> Any:
     )
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), host_arrays)
+
+
+def on_each_device(function: Callable, in_specs: Any = BATCH, out_specs: Any = BATCH) -> Callable:
+  """`function` of the rows that each device holds of the mesh that is set; without a mesh, of all rows.
+
+  For what the compiler does not share out by itself: kernels, arrays of a fixed layout, loops whose length depends on
+  the row, and `top_k`, for which it collects the rows of all devices on each (on CPUs; sorting, as on TPUs, it splits).
+  Nothing in `function` may go over the devices.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def keep_rows(x: jax.Array) -> jax.Array:

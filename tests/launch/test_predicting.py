@@ -13,6 +13,7 @@ from PIL import Image
 from glipv2_jax import anchors, infer
 from glipv2_jax.infer import InferConfig
 from glipv2_jax.models import glipv2
+from glipv2_jax.parallel import hlo
 from glipv2_jax.parallel.mesh import make_mesh
 from launch import asking, predicting, scoring
 from launch.official import Evaluated
@@ -86,6 +87,18 @@ def test_the_mesh_does_not_matter(one_device, params, words):
     np.testing.assert_array_equal(p.found.labels, alone[p.info.image_id].found.labels)
     np.testing.assert_allclose(p.found.scores, alone[p.info.image_id].found.scores, atol=1e-5)
     np.testing.assert_allclose(p.found.boxes_xyxy_px, alone[p.info.image_id].found.boxes_xyxy_px, atol=1e-2)
+
+
+def test_every_device_searches_its_own_pictures(params, words, monkeypatch):
+  """Nothing that is found or compared on the way to detections goes over the devices."""
+  eight = Predictor(TINY, ANYTHING, make_mesh(data=2, fsdp=4))
+  called, answer = [], eight._answer
+  monkeypatch.setattr(eight, "_answer", lambda *args: (called.append(args), answer(*args))[1])
+  predictions(eight, params, words, batch=8)
+  with jax.set_mesh(eight.mesh):
+    program = hlo.Program(answer.lower(*called[0]).compile().as_text())
+  travels = [program.source(inner) for use in program.uses() for inner in program.collectives(use)]
+  assert not [trace for trace in travels if any("glipv2_jax/infer.py" in frame for frame in trace)]
 
 
 def test_a_vocabulary_in_prompts_is_what_each_prompt_gives_alone(one_device, params, words, monkeypatch):
