@@ -10,6 +10,7 @@
 # GPU machine. TPU, TOPOLOGY: labels of the node pool; CHIPS per host (4). GPU: accelerator label; CHIPS per host (8).
 # SLICES: TPU slices (1). MEMORY: per pod, as Kubernetes writes it (64Gi), RESTARTS: of the whole JobSet (20).
 # The cluster needs the JobSet controller (jobset.sigs.k8s.io).
+# The forms of layers for TPUs and GPUs: see "What a pod will need" in README.md.
 #
 # A pod that is evicted gets SIGTERM and 5 minutes: all pods save and end with 75, the JobSet starts them again and they
 # go on. Exit statuses 1 and 2 (launch/hosts.py) end the JobSet, they would repeat.

@@ -12,6 +12,7 @@
 # ZONE, PROJECT: as in gcloud. VERSION: runtime (v2-alpha-tpuv5). PYTHON: interpreter on the hosts, 3.11 or newer
 # (python3.11). SPOT: yes for a slice that may be taken away. WAIT: seconds between looks at a queued resource (30).
 # The run folder lies in a bucket, which every host sees.
+# The forms for TPUs: --config.model.deform=windows --config.model.fusion=lanes (see "What a pod will need" in README.md).
 #
 # Crashes are answered on the hosts (restart.sh): all stop and start together. Of what `run` ends with after that,
 # `keep` repeats only the loss of the slice: it deletes what is left and asks for another one.
