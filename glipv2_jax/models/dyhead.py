@@ -51,10 +51,10 @@ def bilinear(x: jax.Array, h: int, w: int, size=None, fine_size=None) -> jax.Arr
   """Bilinear resize with aligned corners, b y x d -> b h w d; from `size` to `fine_size` (b 2), both or neither."""
   for axis, n in ((1, h), (2, w)):
     if size is None:
-      step = np.float32((x.shape[axis] - 1) / max(n - 1, 1))  # a constant of the program
+      step = np.array((x.shape[axis] - 1) / max(n - 1, 1), jnp.float32)  # a constant of the program
     else:
       step = ((size - 1) / jnp.maximum(fine_size - 1, 1))[:, axis - 1, None, None]
-    away = np.arange(n, dtype=np.float32)[:, None] * step - np.arange(x.shape[axis], dtype=np.float32)
+    away = np.arange(n, dtype=jnp.float32)[:, None] * step - np.arange(x.shape[axis], dtype=jnp.float32)
     weights = jnp.broadcast_to(1.0 - abs(away).clip(max=1.0), (x.shape[0], n, x.shape[axis]))
     equation = "bYy,byxd->bYxd" if axis == 1 else "bXx,byxd->byXd"
     x = jnp.einsum(equation, weights, x, precision="highest")
@@ -68,9 +68,9 @@ class Segments:
   """
 
   def __init__(self, counts: Sequence[int], valid: jax.Array | None = None):
-    self.member = np.repeat(np.eye(len(counts), dtype=np.float32), counts, 1)  # s n
+    self.member = np.repeat(np.eye(len(counts), dtype=jnp.float32), counts, 1)  # s n
     if valid is None:
-      self.weights = self.member / np.array(counts, np.float32)[:, None]
+      self.weights = self.member / np.array(counts, jnp.float32)[:, None]
     else:
       weights = self.member * valid[:, None]
       self.weights = weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1.0)  # b s n
