@@ -84,9 +84,8 @@ class BiAttention(nnx.Module):
       arrays = narrow, to_scores, bias, answers, words_valid, cells_valid, seeds
       both_ways = functools.partial(attend, self.form, self.rate)
       if self.form != "heads":
-        both_ways = on_each_device(
-          both_ways, (BATCH,) * 6 + (jax.P(None, None, None, *BATCH),)
-        )  # the last are the seeds
+        of_seeds = jax.P(None, None, None, *BATCH)
+        both_ways = on_each_device(both_ways, (BATCH,) * 6 + (of_seeds,))
       more, collected, share = both_ways(*arrays)
       return v_delta + more, (jnp.moveaxis(collected, 1, 0), jnp.moveaxis(share, 1, 0))
 

@@ -150,6 +150,23 @@ def factors(key):
     yield 2.0 * np.stack([np.asarray(kept(x, 0.5)) for x in words], 1).astype(np.float32)
 
 
+@pytest.mark.parametrize("form", ["heads", "lanes"])
+def test_lanes_fix_the_layout_of_all_scores(form):
+  """Forward the scores, backward these and both gradients, with cells as the fastest axis of b n k m."""
+  module = fusion.BiAttention(CFG, E, dtype=jnp.float32, rngs=Keys(jax.random.key(0)), form=form)
+  definition, params = nnx.split(module)
+
+  def loss(params, cells, words):
+    v, l = nnx.merge(definition, params)(cells, words, WORDS_VALID)
+    return jnp.sum(v) + jnp.sum(l)
+
+  shapes = [jax.ShapeDtypeStruct((B, *shape), jnp.float32) for shape in ((N, D), (M, E))]
+  text = jax.jit(jax.grad(loss)).lower(params, *shapes).as_text()
+  fixed = [line for line in text.splitlines() if "@LayoutConstraint" in line]
+  assert len(fixed) == (4 if form == "lanes" else 0)
+  assert all("dense<[1, 3, 2, 0]>" in line and f"tensor<{B}x{N}x1x{M}xf32>" in line for line in fixed)
+
+
 def test_scores_of_one_head_at_a_time():
   """With 32 heads the plain form keeps at least 67 MB of scores (n m float32 per head) for the backward pass."""
   cfg = HeadConfig(stages=2, channels=64, fusion_dim=512, fusion_heads=32)
