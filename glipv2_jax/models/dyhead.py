@@ -48,7 +48,11 @@ def reinterpret(values: jax.Array, h: int, w: int, size=None, coarse_size=None) 
 
 
 def bilinear(x: jax.Array, h: int, w: int, size=None, fine_size=None) -> jax.Array:
-  """Bilinear resize with aligned corners, b y x d -> b h w d; from `size` to `fine_size` (b 2), both or neither."""
+  """Bilinear resize with aligned corners, b y x d -> b h w d; from `size` to `fine_size` (b 2), both or neither.
+
+  Constants that are not whole numbers are `jnp.float32` here and in Segments, not NumPy's: the comparison with the
+  authors in float64 replaces that name (tests/models/golden_float64.py).
+  """
   for axis, n in ((1, h), (2, w)):
     if size is None:
       step = np.array((x.shape[axis] - 1) / max(n - 1, 1), jnp.float32)  # a constant of the program

@@ -172,6 +172,18 @@ def test_windows():
     assert index[a, b] == (a // 3 - b // 3 + 2) * 5 + (a % 3 - b % 3 + 2)
 
 
+def test_constants_of_the_pyramid_follow_float32_to_float64(monkeypatch):
+  """The comparisons with the authors in float64 replace the name (tests/models/golden_float64.py)."""
+  x = np.random.default_rng(0).normal(size=(1, 4, 3, 2))
+  away = np.abs(np.arange(7)[:, None] * (3 / 6) - np.arange(4)), np.abs(np.arange(6)[:, None] * (2 / 5) - np.arange(3))
+  expected = np.einsum("Yy,Xx,byxd->bYXd", *(1 - w.clip(max=1) for w in away), x)
+  monkeypatch.setattr(jnp, "float32", jnp.float64)
+  with jax.enable_x64(True):
+    np.testing.assert_allclose(bilinear(jnp.asarray(x), 7, 6), expected, atol=1e-14)
+    mean = Segments([3, 9]).mean(jnp.asarray(x.reshape(1, 12, 2)))
+  np.testing.assert_allclose(mean[0, 1], x.reshape(12, 2)[3:].mean(0), atol=1e-14)
+
+
 @pytest.mark.parametrize("h, w, window", [(8, 12, 4), (7, 7, 7), (21, 7, 7)])
 def test_parted_by_shift_against_regions_of_the_map(h, w, window):
   """The authors' way (reference 2.2): three bands each way, numbered, shifted cells compared window by window."""
