@@ -6,8 +6,9 @@ stride 2) form its tiles. A tap of all tiles of a window is a product of a matri
 (256 x c); a row of that matrix holds the bilinear weights of one place, zero but for its four neighbours. Its gradient
 is two more products, by the window and by the weights, and no scatter. With p output cells that takes 512pc FLOPs per
 tap beside the 2pco of the convolution itself. The matrix is made inside of the products; what the taps read (9pc
-numbers, of one picture after the other) is kept for the backward pass, unless the layer is recomputed as a whole
-(`ModelConfig.remat`).
+numbers, of one picture after the other) is made again in the backward pass: to keep it in the loop over the tower's
+stages and to take it back costs the compiler more (GLIPv2-T on v5e, with a copy into another layout: 12.6 M cycles of
+281 M, against 6.9 M).
 
 One convolution of P3 at 800x1344 in bfloat16, forward and backward, compiled for TPU v5e: 4.8 M estimated cycles;
 gathering takes 6.6 M and, without an estimate, at least 3.6 M for the bytes that it gathers and scatters.
@@ -23,7 +24,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from glipv2_jax.models import deform
 from glipv2_jax.models.deform import SIDE, TAPS, Places
@@ -31,7 +31,6 @@ from glipv2_jax.parallel.mesh import BATCH, on_each_device
 
 SIZE = 8  # rows and columns of a block: what a window owns; and two half blocks around it
 HALO = SIZE // 2
-SAMPLED = "sampled"  # kept for the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +116,53 @@ def deform_convs(
 ) -> list[jax.Array]:
   """`deform.deform_convs`: the same arguments, the same results. The weights of a place are rounded to cells' dtype."""
 
-  def on_device(cells, offset, mask, kernels, biases):
-    far = beyond(deform.concatenate(where), offset)
-    near = by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
-
-    def add_far(near):
-      nothing = [jnp.zeros_like(bias) for bias in biases]
-      more = deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
-      return jax.tree.map(jnp.add, near, more)
-
-    return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
+  def on_device(*arguments):
+    return near_and_far(where, *arguments)
 
   arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
   # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last picture.
   return on_each_device(on_device, (BATCH, BATCH, BATCH, jax.P(), jax.P()))(*arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def near_and_far(where: Sequence[Places], cells, offset, mask, kernels, biases) -> list[jax.Array]:
+  """`by_windows`, and what the places beyond their windows contribute if there are any. (With a gradient of its own:
+  that of `cond` would make zeros for everything and add them.)"""
+  return _forward(where, cells, offset, mask, kernels, biases)[0]
+
+
+def _forward(where, cells, offset, mask, kernels, biases):
+  arguments = cells, offset, mask, kernels, biases
+  far = beyond(deform.concatenate(where), offset)
+
+  def near(cells, offset, mask, kernels, biases):
+    return by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
+
+  found, pull = jax.vjp(near, *arguments)
+  found = _add_if(jnp.any(far), lambda: _of_far(where, far, *arguments), found)
+  return found, (arguments, far, pull)
+
+
+def _backward(where, saved, gradients):
+  arguments, far, pull = saved
+
+  def of_far():
+    return jax.vjp(functools.partial(_of_far, where, far), *arguments)[1](gradients)
+
+  return _add_if(jnp.any(far), of_far, pull(gradients))
+
+
+near_and_far.defvjp(_forward, _backward)
+
+
+def _of_far(where, far, cells, offset, mask, kernels, biases):
+  nothing = [jnp.zeros_like(bias) for bias in biases]
+  return deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+
+
+def _add_if(condition: jax.Array, more, found):
+  """`found` plus `more()` where `condition`, and untouched otherwise."""
+  return jax.lax.cond(condition, lambda found: jax.tree.map(jnp.add, found, more()), lambda found: found, found)
 
 
 def beyond(where: Places, offset: jax.Array) -> jax.Array:
@@ -174,7 +206,7 @@ def by_windows(cells, maps: list[Reader], offset, mask, kernels, biases) -> list
   return jax.lax.map(one, (cells, offset, mask))
 
 
-@functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(SAMPLED), static_argnums=(0,))
+@functools.partial(jax.checkpoint, static_argnums=(0,))
 def products(kind: tuple[tuple[int, int], ...], source, offset, mask, kernels, biases) -> list[jax.Array]:
   """source w s c; offset taps 2 w p; mask taps w p; kernels taps c o -> of every reader (stride, kernel): w p' o."""
   ends = np.cumsum([cells_of(stride) for stride, _ in kind])
@@ -185,7 +217,6 @@ def products(kind: tuple[tuple[int, int], ...], source, offset, mask, kernels, b
   offset, mask = jnp.moveaxis(offset, 2, 0)[..., None], jnp.moveaxis(mask, 1, 0)[..., None]  # w taps 2 p 1, w taps p 1
   near = jax.nn.relu(1 - jnp.abs(y + offset[:, :, 0])) * jax.nn.relu(1 - jnp.abs(x + offset[:, :, 1])) * mask
   sampled = jnp.einsum("wtps,wsc->wtpc", near.astype(source.dtype), source, preferred_element_type=source.dtype)
-  sampled = checkpoint_name(sampled, SAMPLED)
   return [
     jnp.einsum("wtpc,tco->wpo", part, kernels[which].astype(part.dtype), preferred_element_type=jnp.float32)
     + biases[which]

@@ -16,6 +16,7 @@ from glipv2_jax.models.deform import TAPS, DeformConv, concatenate, places
 from glipv2_jax.models.layers import Linear, conv, hard_sigmoid, normal_01, ones, zeros
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import HeadConfig
+from glipv2_jax.parallel.mesh import row_major
 
 EPSILON = 1e-5
 FORMS = {  # of the deformable convolution, by `ModelConfig.deform`
@@ -102,7 +103,7 @@ class Segments:
       x = x - moment(x)
       return x * jax.lax.rsqrt(moment(jnp.square(x)) + EPSILON)
 
-    return run(x.reshape(b, n, groups, d // groups)).reshape(b, n, d)
+    return row_major(run(x.reshape(b, n, groups, d // groups)).reshape(b, n, d))
 
 
 class GroupNorm(nnx.Module):
@@ -177,6 +178,7 @@ class DyConv(nnx.Module):
       elsewhere = sum(counts[:first]), sum(counts[last:])
       spread = maps.spread(weight / branches[first:last, None])
       mixed += jnp.pad(feature * spread, ((0, 0), elsewhere, (0, 0)))
+    mixed = row_major(mixed)
     a1, b1, a2, b2 = self.dyrelu.coefficients(every.mean(mixed))
     outputs, starts = [], np.cumsum([0, *counts])
     for l, shape in enumerate(shapes):
@@ -190,6 +192,7 @@ class DyConv(nnx.Module):
 
     `segments`: the maps of each branch.
     """
+    levels = [row_major(x.astype(self.dtype)) for x in levels]
     positions = [self.offset(x).astype(jnp.float32) for x in levels]
     size = [None] * len(levels) if sizes is None else sizes
     starts, deeper = np.cumsum([0, *counts]), range(1, len(levels))
@@ -203,13 +206,13 @@ class DyConv(nnx.Module):
       concatenate([places(shapes[l], 2, shapes[l - 1], starts[l - 1]) for l in deeper]),
     ]
     asked = jnp.concatenate([flatten(p) for p in (*read, *positions, *positions[1:])], 1)
-    cells = jnp.concatenate([flatten(x) for x in levels], 1).astype(self.dtype)
+    cells = jnp.concatenate([flatten(x) for x in levels], 1)
     kernels = [branch.conv.kernel[...].astype(self.dtype) for branch in self.branches]
     offset = asked[..., : 2 * TAPS].reshape(*asked.shape[:2], TAPS, 2)
     biases = [branch.conv.bias[...] for branch in self.branches]
     branches = FORMS[self.deform](cells, where, offset, jax.nn.sigmoid(asked[..., 2 * TAPS :]), kernels, biases)
     return [
-      maps.standardise(y, self.groups) * branch.norm.scale[...] + branch.norm.bias[...]
+      maps.standardise(row_major(y), self.groups) * branch.norm.scale[...] + branch.norm.bias[...]
       for y, maps, branch in zip(branches, segments, self.branches, strict=True)
     ]
 

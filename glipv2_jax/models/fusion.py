@@ -25,7 +25,7 @@ from glipv2_jax.models import fusion_kernels
 from glipv2_jax.models.fusion_kernels import NOWHERE
 from glipv2_jax.models.layers import LayerNorm, Linear, dropout_seeds, fold, kept, scrambled, xavier
 from glipv2_jax.models.variants import HeadConfig
-from glipv2_jax.parallel.mesh import BATCH, on_each_device
+from glipv2_jax.parallel.mesh import BATCH, on_each_device, row_major
 
 EPSILON = 1e-5
 LIMIT = 50000.0
@@ -96,7 +96,7 @@ class BiAttention(nnx.Module):
     collected, share = (x.reshape(self.heads, *x.shape[2:]) for x in found)  # k b m d, k b m
     collected = product("kbmd,kdh->bmkh", collected.astype(dtype), value_kernel)
     collected += jnp.moveaxis(share, 0, -1)[..., None] * value_bias
-    v_delta += self.out_v_proj.bias[...]
+    v_delta = row_major(v_delta) + self.out_v_proj.bias[...]
     l_delta = self.out_l_proj(collected.reshape(b, m, -1))
     return v + self.gamma_v[...] * v_delta, l + self.gamma_l[...] * l_delta
 

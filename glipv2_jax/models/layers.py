@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from glipv2_jax.parallel.mesh import keep_rows
+from glipv2_jax.parallel.mesh import keep_rows, row_major
 
 # timm's trunc_normal_(std=0.02) cuts at +-2, a hundred standard deviations: a plain normal.
 normal_02 = nnx.initializers.normal(0.02)
@@ -63,11 +63,17 @@ class Linear(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    return self.parts(x, 1)[0]
+
+  def parts(self, x: jax.Array, n: int) -> list[jax.Array]:
+    """The result in `n` equal parts of its last axis, as attention takes query, key and value. (Of one array with an
+    axis for the parts the TPU compiler makes several copies.)"""
     kernel = self.kernel[...].astype(self.dtype)
-    y = keep_rows(x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel)
+    found = jnp.split(keep_rows(x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel), n, -1)
     if self.bias is not None:
-      y = y + self.bias[...].astype(self.dtype)
-    return y.reshape(*x.shape[:-1], -1)
+      biases = jnp.split(self.bias[...].astype(self.dtype), n)
+      found = [y + bias for y, bias in zip(found, biases, strict=True)]
+    return [y.reshape(*x.shape[:-1], -1) for y in found]
 
 
 def conv(d_in: int, d_out: int, kernel: int, *, stride=1, padding=0, dtype, rngs, kernel_init=None, bias_init=zeros):
@@ -96,7 +102,8 @@ class LayerNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return _standardise(x.astype(jnp.float32), self.epsilon) * self.scale[...] + self.bias[...]
+    rows = row_major(x.astype(jnp.float32))
+    return row_major(_standardise(rows, self.epsilon) * self.scale[...] + self.bias[...])
 
 
 @functools.partial(jax.checkpoint, static_argnums=(1,))
@@ -132,7 +139,7 @@ class SelfAttention(nnx.Module):
   def __call__(self, x: jax.Array, valid: jax.Array, dropout_rate: float = 0.0, key: jax.Array | None = None):
     """x: b m d; valid: b m, the words that may be attended to. Returns b m d in the compute dtype."""
     b, m, d = x.shape
-    q, k, v = jnp.moveaxis(self.qkv(x).reshape(b, m, 3, self.heads, d // self.heads), 2, 0)
+    q, k, v = (part.reshape(b, m, self.heads, d // self.heads) for part in self.qkv.parts(x, 3))
     scores = jnp.einsum("bqkd,bmkd->bkqm", q, k, preferred_element_type=jnp.float32) * (d // self.heads) ** -0.5
     if self.limit is not None:
       scores = jnp.clip(scores, -self.limit, self.limit)

@@ -24,7 +24,7 @@ from glipv2_jax.models.layers import (
 )
 from glipv2_jax.models.padding import cells_valid, zero_padding
 from glipv2_jax.models.variants import SwinConfig
-from glipv2_jax.parallel.mesh import keep_rows
+from glipv2_jax.parallel.mesh import keep_rows, row_major
 
 EPSILON = 1e-5
 
@@ -76,13 +76,13 @@ class WindowAttention(nnx.Module):
     _, h, w, d = x.shape
     window, heads = self.window, self.heads
     padding = ((0, 0), (0, -h % window), (0, -w % window))
-    x = jnp.pad(x.astype(self.qkv.dtype), (*padding, (0, 0)))
+    x = row_major(jnp.pad(x.astype(self.qkv.dtype), (*padding, (0, 0))))
     _, padded_h, padded_w, _ = x.shape
     if shift:
       x = jnp.roll(x, (-shift, -shift), (1, 2))
-    qkv = self.qkv(partition(x, window))
-    b, windows, n, _ = qkv.shape
-    q, k, v = jnp.moveaxis(qkv.reshape(b, windows, n, 3, heads, d // heads), 3, 0)
+    x = partition(x, window)
+    b, windows, n, _ = x.shape
+    q, k, v = (part.reshape(b, windows, n, heads, d // heads) for part in self.qkv.parts(x, 3))
     scores = jnp.einsum("bwqkd,bwnkd->bwkqn", q * (d // heads) ** -0.5, k, preferred_element_type=jnp.float32)
     bias = self.relative_position_bias_table[...][relative_position_index(window).reshape(-1)]
     scores += bias.reshape(n, n, heads).transpose(2, 0, 1)

@@ -1,15 +1,19 @@
 """`glipv2 compile-tpu`: what it says of mistakes, how it looks for the largest batch, real compilations for TPUs."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 
 from configs import pretrain
+from glipv2_jax.models.layers import Keys, LayerNorm
+from glipv2_jax.models.swin import WindowAttention
 from glipv2_jax.parallel import slices
-from glipv2_jax.parallel.mesh import BATCH
+from glipv2_jax.parallel.mesh import BATCH, make_mesh
 from glipv2_jax.train import profile
 from launch import compile_tpu, experiment
 
@@ -93,3 +97,40 @@ def test_a_program_for_four_chips():
   assert found["collectives"]["all-reduce"]["bytes"] >= 256 * 256 * 2
   assert "all-gather" not in found["collectives"]
   assert profile.memory(compiled.memory_analysis(), chip)["arguments"] == 256 * 256 * 2 + 512 * 256 * 2
+
+
+@pytest.mark.parametrize("chips", ["v5e:2x2", None])
+def test_maps_lie_in_the_order_of_their_axes_on_tpus_only(chips):
+  """What the compiler is told of window attention and of the norm before it, one picture per chip: the layout of the
+  maps and of their gradients, and to leave every picture where it is. On CPUs it is told nothing."""
+  if chips is not None:
+    pytest.importorskip("libtpu", reason="needs libtpu, the compiler of TPUs (the extra `tpu`)")
+  mesh = slices.slice_mesh(chips) if chips else make_mesh(devices=jax.devices()[:4])
+  definition, params = nnx.split(nnx.eval_shape(lambda: Attending(Keys(jax.random.key(0)))))
+
+  def loss(params, x):
+    return jnp.sum(nnx.merge(definition, params)(x).astype(jnp.float32))
+
+  def placed(sharding, x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, sharding))
+
+  params = jax.tree.map(functools.partial(placed, jax.P()), params)
+  x = placed(BATCH, jax.ShapeDtypeStruct((4, 14, 21, 64), jnp.float32))
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(params, x)
+  fixed = [line for line in lowered.as_text().splitlines() if "@LayoutConstraint" in line]
+  if chips is None:
+    assert fixed == []
+    return
+  # Input and output of the norm and input of the attention, there and back; the norm is made again for its gradient.
+  assert len(fixed) >= 6 and all("dense<[3, 2, 1, 0]>" in line and "tensor<1x14x21x64x" in line for line in fixed)
+  assert "all-gather" not in lowered.compile().as_text()
+
+
+class Attending(nnx.Module):
+  def __init__(self, rngs):
+    self.norm = LayerNorm(64, 1e-5, rngs=rngs)
+    self.attention = WindowAttention(64, 2, 7, dtype=jnp.bfloat16, rngs=rngs)
+
+  def __call__(self, x):
+    return self.attention(self.norm(x), 3, None)
