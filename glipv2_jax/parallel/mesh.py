@@ -83,20 +83,23 @@ def on_each_device(function: Callable, in_specs: Any = BATCH, out_specs: Any = B
 
 def keep_rows(x: jax.Array) -> jax.Array:
   """`x`, its first axis split like the batch on the mesh that is set, if there is one and it can be."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.manual_axes or x.shape[0] % batch_devices(mesh):
-    return x
-  return jax.lax.with_sharding_constraint(x, BATCH)
+  return jax.lax.with_sharding_constraint(x, BATCH) if _can_be_split(x) else x
 
 
 def row_major(x: jax.Array) -> jax.Array:
-  """`x`, on a mesh of TPUs in memory in the order of its axes, first axis split like the batch.
+  """`x`, on a mesh of TPUs in memory in the order of its axes, the first one split like the batch if it can be.
 
   Before it cuts a map into pieces the TPU compiler likes to lay the map out anew, with the batch of 1 that a chip has
   beside the channels in its registers, which then are almost empty.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.abstract_device.platform != "tpu":
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None or device.platform != "tpu" or not _can_be_split(x):
     return x
   layout = Layout(tuple(range(x.ndim)))
   return on_each_device(lambda x: with_layout_constraint(x, layout))(x)
+
+
+def _can_be_split(x: jax.Array) -> bool:
+  """Whether a mesh is set, here for the compiler to share out, and its devices divide the first axis."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not (mesh.empty or mesh.manual_axes or x.shape[0] % batch_devices(mesh))
