@@ -35,7 +35,6 @@ from typing import Any
 import jax
 from absl import app, flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from glipv2_jax.parallel import slices
 from glipv2_jax.parallel.mesh import batch_sharding
@@ -44,6 +43,7 @@ from glipv2_jax.train import flops, objective, profile
 from glipv2_jax.train.optim import make_optimizer
 from glipv2_jax.train.state import abstract_state
 from glipv2_jax.train.step import make_train_step
+from launch import settings
 from launch.experiment import Experiment, from_tree
 from launch.train import write_json
 
@@ -170,14 +170,10 @@ def summary(found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Parses flags, compiles and writes the report."""
-  arguments = ["glipv2 compile-tpu", *(sys.argv[1:] if argv is None else argv)]
-  if any(word in ("-h", "--help", "-help") for word in arguments):
-    print(__doc__)
+  flags_and_arguments = settings.opened("glipv2 compile-tpu", __doc__, argv)
+  if flags_and_arguments is None:
     return 0
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    "config", None, "configuration file", lock_config=True, flag_values=values, sys_argv=arguments
-  )
+  values, arguments = flags_and_arguments
   flags.DEFINE_string("topology", None, "slice, such as v5e:16x16", flag_values=values)
   flags.DEFINE_string("out", None, "file of the report", flag_values=values)
   flags.DEFINE_integer("images", 1, "images per chip", lower_bound=1, flag_values=values)
@@ -185,11 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags.DEFINE_float("effort", 0.0, "of the compiler", lower_bound=-1.0, upper_bound=1.0, flag_values=values)
   flags.DEFINE_string("save", None, "file for the compiled program", flag_values=values)
   try:
-    values(arguments)
-    for name in ("config", "topology", "out"):
-      if values[name].value is None:
-        raise app.UsageError(f"--{name} is needed; see `glipv2 compile-tpu --help`")
-    experiment = from_tree(config.value.to_dict())
+    settings.read(values, arguments, "config", "topology", "out")
+    experiment = from_tree(values.config.to_dict())
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_exec_time_optimization_effort", values.effort)
     out = pathlib.Path(values.out)

@@ -1,9 +1,11 @@
-"""The configuration of a run folder, changed on the command line: what `glipv2 evaluate` and `predict` work with."""
+"""Configurations on the command line: a file, as `glipv2 train` and `compile-tpu` take it, and that of a run folder,
+changed, which `glipv2 evaluate` and `predict` work with."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from configs import common
@@ -11,6 +13,27 @@ from launch.experiment import as_tuples
 
 REPLACED = ("eval", "infer")  # sections that another configuration file replaces
 RECORDS = "records"  # what training notes beside the configuration: the length of every source
+
+
+def opened(command: str, text: str, argv: Sequence[str] | None) -> tuple[flags.FlagValues, list[str]] | None:
+  """The flags of a command, --config=FILE so far, and the arguments they are to read (`argv`, or the program's own).
+  None after --help, for which it prints `text`."""
+  arguments = [command, *(sys.argv[1:] if argv is None else argv)]
+  if any(word in ("-h", "--help", "-help") for word in arguments):
+    print(text)
+    return None
+  values = flags.FlagValues()
+  options = dict(lock_config=True, flag_values=values, sys_argv=arguments)
+  config_flags.DEFINE_config_file("config", None, "configuration file", **options)
+  return values, arguments
+
+
+def read(values: flags.FlagValues, arguments: Sequence[str], *needed: str) -> None:
+  """Reads the arguments. Raises `app.UsageError` naming the first of the flags `needed` that was not given."""
+  values(arguments)
+  for name in needed:
+    if values[name].value is None:
+      raise app.UsageError(f"--{name} is needed; see `{arguments[0]} --help`")
 
 
 def changed(record: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:

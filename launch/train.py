@@ -20,13 +20,12 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
 from glipv2_jax.parallel.mesh import make_mesh
 from glipv2_jax.train import checkpoint, loop, objective
 from glipv2_jax.train.metrics import TrainingDiverged
 from glipv2_jax.train.skips import TooManySkipped
-from launch import hosts, scoring
+from launch import hosts, scoring, settings
 from launch.experiment import Experiment, from_tree
 from launch.predicting import Predictor
 from pipelines.build import open_sources, train_batches
@@ -109,25 +108,18 @@ def write_json(path: pathlib.Path, content) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Parses flags and trains; mistakes in the configuration end with one line and status 1."""
-  arguments = ["glipv2 train", *(sys.argv[1:] if argv is None else argv)]
-  if any(word in ("-h", "--help", "-help") for word in arguments):
-    print(__doc__)
+  flags_and_arguments = settings.opened("glipv2 train", __doc__, argv)
+  if flags_and_arguments is None:
     return 0
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    "config", None, "configuration file", lock_config=True, flag_values=values, sys_argv=arguments
-  )
+  values, arguments = flags_and_arguments
   flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
   flags.DEFINE_integer("cpu_devices", None, "split the CPU into so many devices", flag_values=values)
   for name, (default, kind, text) in hosts.OPTIONS.items():
     define = flags.DEFINE_integer if kind is int else flags.DEFINE_string
     define(name, default, text, flag_values=values)
   try:
-    values(arguments)
-    for name in ("config", "workdir"):
-      if values[name].value is None:
-        raise app.UsageError(f"--{name} is needed; see `glipv2 train --help`")
-    experiment = from_tree(config.value.to_dict())
+    settings.read(values, arguments, "config", "workdir")
+    experiment = from_tree(values.config.to_dict())
     place = hosts.Hosts(**{name: values[name].value for name in hosts.OPTIONS})
   except (flags.Error, app.UsageError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
     return _stop(error)
