@@ -116,53 +116,20 @@ def deform_convs(
 ) -> list[jax.Array]:
   """`deform.deform_convs`: the same arguments, the same results. The weights of a place are rounded to cells' dtype."""
 
-  def on_device(*arguments):
-    return near_and_far(where, *arguments)
+  def on_device(cells, offset, mask, kernels, biases):
+    far = beyond(deform.concatenate(where), offset)
+    near = by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
+
+    def add_far(near):
+      nothing = [jnp.zeros_like(bias) for bias in biases]
+      more = deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
+      return jax.tree.map(jnp.add, near, more)
+
+    return jax.lax.cond(jnp.any(far), add_far, lambda near: near, near)
 
   arguments = cells, offset.astype(jnp.float32), mask.astype(jnp.float32), list(kernels), list(biases)
   # Every device decides for its own pictures, and the gradients of the kernels are summed once, after the last picture.
   return on_each_device(on_device, (BATCH, BATCH, BATCH, jax.P(), jax.P()))(*arguments)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def near_and_far(where: Sequence[Places], cells, offset, mask, kernels, biases) -> list[jax.Array]:
-  """`by_windows`, and what the places beyond their windows contribute if there are any. (With a gradient of its own:
-  that of `cond` would make zeros for everything and add them.)"""
-  return _forward(where, cells, offset, mask, kernels, biases)[0]
-
-
-def _forward(where, cells, offset, mask, kernels, biases):
-  arguments = cells, offset, mask, kernels, biases
-  far = beyond(deform.concatenate(where), offset)
-
-  def near(cells, offset, mask, kernels, biases):
-    return by_windows(cells, readers(where), offset, jnp.where(far, 0.0, mask), kernels, biases)
-
-  found, pull = jax.vjp(near, *arguments)
-  found = _add_if(jnp.any(far), lambda: _of_far(where, far, *arguments), found)
-  return found, (arguments, far, pull)
-
-
-def _backward(where, saved, gradients):
-  arguments, far, pull = saved
-
-  def of_far():
-    return jax.vjp(functools.partial(_of_far, where, far), *arguments)[1](gradients)
-
-  return _add_if(jnp.any(far), of_far, pull(gradients))
-
-
-near_and_far.defvjp(_forward, _backward)
-
-
-def _of_far(where, far, cells, offset, mask, kernels, biases):
-  nothing = [jnp.zeros_like(bias) for bias in biases]
-  return deform.deform_convs(cells, where, offset, jnp.where(far, mask, 0.0), kernels, nothing)
-
-
-def _add_if(condition: jax.Array, more, found):
-  """`found` plus `more()` where `condition`, and untouched otherwise."""
-  return jax.lax.cond(condition, lambda found: jax.tree.map(jnp.add, found, more()), lambda found: found, found)
 
 
 def beyond(where: Places, offset: jax.Array) -> jax.Array:
