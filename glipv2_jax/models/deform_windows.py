@@ -10,7 +10,7 @@ numbers, of one picture after the other) is made again in the backward pass: to 
 stages and to take it back costs the compiler more (GLIPv2-T on v5e, with a copy into another layout: 12.6 M cycles of
 281 M, against 6.9 M).
 
-One convolution of P3 at 800x1344 in bfloat16, forward and backward, compiled for TPU v5e: 5.3 M estimated cycles;
+One convolution of P3 at 800x1344 in bfloat16, forward and backward, compiled for TPU v5e: 5.7 M estimated cycles;
 gathering takes 6.6 M and, without an estimate, at least 3.6 M for the bytes that it gathers and scatters.
 
 A place further than three cells from where a plain convolution would look leaves its window. Such places are counted,
